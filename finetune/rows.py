@@ -1,0 +1,77 @@
+"""The rows of one split: an Arrow table with one column per role."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+__all__ = ["Rows"]
+
+MAX_RUNS = 1000  # more pieces than this make a chunked table slower to read than a copy
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of one split.
+
+    table: one column per role, as in the recipe's `data.columns`, and always `id` (string). Texts are `string`, byte
+    for byte as in the source; `label` is string, int64 or double; `labels` a list of string or int64; `tokens` and
+    `tags` lists; `answers` a struct of the lists `text` and `answer_start`; `spans` a list of {start, end, label}.
+    """
+
+    split: str  # our name: train, validation, test
+    table: pa.Table
+    class_names: dict[str, list[str]]  # role -> names, where the source declares them (ClassLabel)
+    source: str  # "data/train.csv" or "user/set (config) train"; never an absolute path
+    fingerprint: str  # sha256 of the content and of the settings that made these rows
+    dropped: dict[str, list[str]] = field(default_factory=dict)  # reason -> ids of the rows left out
+    places: pa.Table | None = None  # columns `file` int32 (index into `files`) and `line` int64
+    files: tuple[str, ...] = ()  # how a place in each file is written, without its number: "data/train.csv, line"
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def column(self, role: str) -> list[Any]:
+        """The values of one role as Python objects. Raises KeyError when the rows have no such role."""
+        values: list[Any] = self.table.column(role).to_pylist()
+        return values
+
+    def batches(self, size: int) -> Iterator[dict[str, list[Any]]]:
+        """Blocks of at most `size` rows, in order: role -> Python values."""
+        for start in range(0, len(self), size):
+            block = self.table.slice(start, size)
+            yield {name: block.column(name).to_pylist() for name in block.column_names}
+
+    def take(self, index: np.ndarray) -> Rows:
+        """The rows at `index` (integers, any order, repeats allowed), with a fingerprint of their own.
+
+        Long runs of neighbouring rows are not copied: they stay views of the same memory.
+        """
+        index = np.asarray(index, dtype=np.int64)
+        if len(index) == len(self) and np.array_equal(index, np.arange(len(self))):
+            return self
+        places = None if self.places is None else _take(self.places, index)
+        digest = hashlib.sha256(f"{self.fingerprint} take ".encode() + index.astype("<i8").tobytes())
+        return replace(self, table=_take(self.table, index), places=places, fingerprint=digest.hexdigest())
+
+    def where(self, index: int) -> str:
+        """Where a row stands in its source: "data/train.csv, line 12" (from 1) or "user/set train, row 12" (from 0)."""
+        if self.places is None or index >= self.places.num_rows:
+            return f"{self.source}, row {index}"
+        file = self.places.column("file")[index].as_py()
+        return f"{self.files[file]} {self.places.column('line')[index].as_py()}"
+
+
+def _take(table: pa.Table, index: np.ndarray) -> pa.Table:
+    breaks = np.flatnonzero(np.diff(index) != 1) + 1
+    if len(index) == 0 or len(breaks) >= MAX_RUNS:
+        return table.take(pa.array(index))
+    starts = np.concatenate([[0], breaks])
+    ends = np.concatenate([breaks, [len(index)]])
+    pieces = [table.slice(int(index[start]), int(end - start)) for start, end in zip(starts, ends, strict=True)]
+    return pa.concat_tables(pieces)
