@@ -104,7 +104,7 @@ class FeatureWriter:
         self._total = 0
 
     def append(self, columns: Mapping[str, Any]) -> None:
-        """columns: name -> n lists (or 1-D arrays) of integers: a sequence; n numbers or n vectors of one length: a scalar.
+        """columns: name -> n lists (or 1-D arrays) of integers, a sequence; or n numbers or vectors, a scalar.
 
         A vector of integers must come as an array (n, k), else it is taken for a sequence.
         """
@@ -152,8 +152,10 @@ def _is_sequence(name: str, values: Any) -> bool:
         return True
     if isinstance(values, np.ndarray):
         return False
-    first = next((value for value in values if isinstance(value, (list, tuple, np.ndarray)) and len(value)), None)
-    return first is not None and isinstance(first[0], (int, np.integer)) and not isinstance(first[0], bool)
+    if not isinstance(values[0], (list, tuple, np.ndarray)):
+        return False
+    first = next((value for value in values if len(value)), (0,))
+    return isinstance(first[0], (int, np.integer)) and not isinstance(first[0], bool)
 
 
 def read_features(folder: Path, cached: bool) -> Features:

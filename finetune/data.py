@@ -1,0 +1,268 @@
+"""From the recipe to rows, and from rows to features; both kept in the cache on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from finetune import splits
+from finetune.errors import DataError
+from finetune.features import Features, FeatureWriter, read_features
+from finetune.files import File, find
+from finetune.hub import HubSet, HubSplit
+from finetune.parse import PLACES, Mapping, parse
+from finetune.problems import Problems
+from finetune.recipe import ROLES, is_local
+from finetune.rows import Rows
+from finetune.store import cache_folder, entry, key_of
+
+if TYPE_CHECKING:
+    from finetune.recipe import Recipe
+
+__all__ = ["cache_folder", "encode", "load"]
+
+FORMAT = 1  # of cache entries; another number leaves the old ones aside
+ENCODE_ROWS = 2000
+COPY_BYTES = 64 << 20  # a larger selection of rows goes to disk
+
+
+class _Refused(Exception):  # noqa: N818  (carries nothing: the problems are already collected)
+    """The rows of a split cannot be used."""
+
+
+class _Local:
+    """The splits of local files."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._found = find(recipe)
+        self.names = list(self._found)
+        self.title = ", ".join(file.name for files in self._found.values() for file in files[:1])
+
+    def sources(self, split: str) -> list[File]:
+        return self._found[split]
+
+    def has(self, split: str) -> bool:
+        return split in self._found
+
+
+def load(recipe: Recipe) -> dict[str, Rows]:
+    """Our split names -> rows, as `recipe.data` says. Raises DataError with the problems of all splits."""
+    data = recipe.data
+    local = not isinstance(data.path, str) or is_local(data.path)
+    given: _Local | HubSet = _Local(recipe) if local else HubSet(str(data.path), data.name, data.revision)
+    wanted, shares = _requested(recipe, given)
+    problems = Problems()
+    loaded: dict[str, Rows] = {}
+    for ours, theirs in wanted.items():
+        try:
+            loaded[ours] = _rows(recipe, ours, given.sources(theirs), problems)
+        except _Refused:
+            continue
+        except DataError as error:
+            problems.add("unusable splits", str(error))
+    problems.check("data")
+    for ours, part in shares.items():
+        loaded["train"], loaded[ours] = _cut(recipe, loaded["train"], ours, part)
+    for ours, size in (data.limit or {}).items():
+        loaded[ours] = _limit(loaded, ours, size)
+    return {ours: loaded[ours] for ours in data.splits if ours in loaded}
+
+
+def _requested(recipe: Recipe, given: _Local | HubSet) -> tuple[dict[str, str], dict[str, float]]:
+    """Our split names with theirs, and those that are shares of train. Raises DataError for one that does not exist."""
+    asked = "splits" in recipe.data.model_fields_set
+    shares = {ours: float(theirs) for ours, theirs in recipe.data.splits.items() if not isinstance(theirs, str)}
+    wanted = {ours: theirs for ours, theirs in recipe.data.splits.items() if isinstance(theirs, str)}
+    missing = {ours: theirs for ours, theirs in wanted.items() if not given.has(theirs)}
+    exist = f"{given.title} has {', '.join(given.names)}"
+    if missing and asked:
+        lines = "; ".join(f"data.splits.{ours}: no split {theirs!r}" for ours, theirs in missing.items())
+        raise DataError(f"{lines}; {exist}")
+    wanted = {ours: theirs for ours, theirs in wanted.items() if ours not in missing}
+    if not wanted:
+        raise DataError(f"data.splits: none of {', '.join(missing.values())} exists; {exist}; name what to use")
+    if shares and "train" not in wanted:
+        raise DataError(f"data.splits.{next(iter(shares))}: a share is cut off train, and there is no train split")
+    return wanted, shares
+
+
+# ------------------------------------------------------------------------------------------------------ rows of a split
+
+
+def _rows(recipe: Recipe, split: str, sources: list[File] | list[HubSplit], problems: Problems) -> Rows:
+    required, optional = ROLES[recipe.task]
+    skip = recipe.data.on_bad_row == "skip"
+    mapping = Mapping(dict(recipe.data.columns), (tuple(required), tuple(optional)), skip)
+    title = _title(sources)
+    key = key_of(FORMAT, [source.identity() for source in sources], mapping.columns, mapping.roles, skip)
+
+    def build(folder: Path) -> dict[str, Any]:
+        parsed = parse(sources, mapping, folder / "rows.arrow", problems)
+        if parsed is None:
+            raise _Refused
+        if not parsed.rows:
+            dropped = ", ".join(f"{len(ids)} dropped: {reason}" for reason, ids in parsed.dropped.items())
+            raise DataError(f"split {split}: 0 rows in {title}{f' ({dropped})' if dropped else ''}")
+        return {"class_names": parsed.class_names, "content": parsed.content} | {
+            "dropped": parsed.dropped,
+            "columns": parsed.columns,
+        }
+
+    found = entry("rows", key, build)
+    table, places = _open(found.folder / "rows.arrow")
+    names = _declared(sources, found.facts["columns"]) | found.facts["class_names"]
+    fingerprint = key_of(found.facts["content"], names)
+    files = tuple(source.place for source in sources)
+    return Rows(split, table, names, title, fingerprint, found.facts["dropped"], places, files)
+
+
+def _title(sources: list[File] | list[HubSplit]) -> str:
+    names = [source.name for source in sources]
+    return ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more files"
+
+
+def _declared(sources: list[File] | list[HubSplit], columns: dict[str, str]) -> dict[str, list[str]]:
+    """Role -> names of classes. Raises DataError where two files of a split declare different ones."""
+    declared = [source.class_names() for source in sources]
+    names = {}
+    for role, column in columns.items():
+        column = f"{column}.label" if role == "spans" else column
+        own = [each.get(column) for each in declared]
+        if any(each != own[0] for each in own):
+            raise DataError(f"{_title(sources)}: the files name the classes of {column} differently")
+        if own[0] is not None:
+            names[role] = own[0]
+    return names
+
+
+def _open(path: Path) -> tuple[pa.Table, pa.Table]:
+    """The rows and their places, mapped from disk."""
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    return table.drop_columns(list(PLACES)), table.select(list(PLACES)).rename_columns(["file", "line"])
+
+
+# --------------------------------------------------------------------------------------------------- shares and samples
+
+
+def _cut(recipe: Recipe, train: Rows, ours: str, part: float) -> tuple[Rows, Rows]:
+    """Train without a share of its rows, and that share as split `ours`."""
+    from dataclasses import replace
+
+    if len(train) < 2:
+        raise DataError(f"data.splits.{ours}: {len(train)} row in train; a share needs at least 2")
+    by_label = "label" in train.table.column_names and not _is_regression(recipe, train)
+    stay, cut = splits.share(train, part, by_label)
+    how = "stratified by label, " if by_label else ""
+    rest = replace(_subset(train, stay), source=f"{train.source} without {ours}")
+    return rest, replace(
+        _subset(train, cut), split=ours, source=f"{train.source} ({part:g} of its rows, {how}seed 0)", dropped={}
+    )
+
+
+def _is_regression(recipe: Recipe, rows: Rows) -> bool:
+    labels = rows.table.column("label")
+    if recipe.data.problem is not None:
+        return bool(recipe.data.problem == "regression")
+    if pa.types.is_floating(labels.type):
+        return True
+    distinct = labels.unique().to_pylist()
+    return all(isinstance(label, str) and _is_decimal(label) for label in distinct)
+
+
+def _is_decimal(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "." in text
+
+
+def _limit(loaded: dict[str, Rows], ours: str, size: int) -> Rows:
+    if ours not in loaded:
+        raise DataError(f"data.limit.{ours}: there is no split {ours}; the splits are {', '.join(loaded)}")
+    rows = loaded[ours]
+    return _subset(rows, splits.sample(len(rows), size)) if size < len(rows) else rows
+
+
+def _subset(rows: Rows, index: np.ndarray) -> Rows:
+    """`rows.take(index)` for an ascending index; what is large is written to the cache, so that memory stays flat."""
+    from dataclasses import replace
+
+    if rows.table.nbytes * (len(index) / len(rows)) < COPY_BYTES:
+        return rows.take(index)
+    derived = rows.take(index[:0])  # for the rest of its fields
+    fingerprint = hashlib.sha256(f"{rows.fingerprint} take ".encode() + index.astype("<i8").tobytes()).hexdigest()
+
+    def build(folder: Path) -> dict[str, Any]:
+        with pa.OSFile(str(folder / "rows.arrow"), "wb") as file:
+            blocks = _blocks(rows, index)
+            first = next(blocks)
+            with pa.ipc.new_file(file, first.schema) as writer:
+                writer.write_table(first)
+                for block in blocks:
+                    writer.write_table(block)
+        return {}
+
+    found = entry("rows", key_of(FORMAT, "subset", fingerprint), build)
+    table, places = _open(found.folder / "rows.arrow")
+    return replace(derived, table=table, places=places, fingerprint=fingerprint)
+
+
+def _blocks(rows: Rows, index: np.ndarray, size: int = 20_000) -> Iterator[pa.Table]:
+    places = rows.places
+    assert places is not None
+    table = rows.table.append_column(PLACES[0], places.column("file")).append_column(PLACES[1], places.column("line"))
+    for start in range(0, len(index), size):
+        part = index[start : start + size]
+        low = int(part[0])
+        yield table.slice(low, int(part[-1]) - low + 1).take(pa.array(part - low)).combine_chunks()
+
+
+# ------------------------------------------------------------------------------------------------------------- features
+
+
+class Encoder(Protocol):
+    """What `encode` asks of a task."""
+
+    def encode(self, batch: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]: ...
+
+    def encoding_key(self) -> str: ...
+
+
+def encode(rows: Rows, task: Encoder, tokenizer: Any, tokenizer_key: str) -> Features:
+    """The features of all rows, mapped from disk; encoded block by block by one process of a node, once.
+
+    tokenizer_key: what identifies the tokenizer's files. The entry also depends on the rows, on the settings of the
+    task and on its code. Raises StorageError when the cache cannot be written.
+    """
+    key = key_of(FORMAT, rows.fingerprint, tokenizer_key, task.encoding_key(), _code(type(task)))
+
+    def build(folder: Path) -> dict[str, Any]:
+        writer = FeatureWriter(folder)
+        start = 0
+        try:
+            for batch in rows.batches(ENCODE_ROWS):
+                columns = dict(task.encode(batch, tokenizer))
+                columns["row"] = np.asarray(columns["row"], dtype=np.int64) + start
+                columns["truncated"] = np.asarray(columns["truncated"], dtype=bool)
+                writer.append(columns)
+                start += len(batch["id"])
+        finally:
+            writer.close()
+        return {}
+
+    found = entry("features", key, build)
+    return read_features(found.folder, found.found)
+
+
+def _code(task: type) -> list[str]:
+    """sha256 of the modules that define a task: features of an older version of its code are not taken up."""
+    modules = [sys.modules[part.__module__] for part in task.__mro__ if part.__module__ not in ("builtins", "abc")]
+    paths = [Path(module.__file__) for module in modules if module.__file__]
+    return [f"{task.__qualname__} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in paths]
