@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -13,25 +13,34 @@ import pyarrow as pa
 from finetune.errors import DataError
 from finetune.values import MISSING, TYPE_WORDS, shown
 
-__all__ = ["ColumnTypes", "check_dots", "declared_names", "pick", "resolve"]
+__all__ = ["ColumnTypes", "Roles", "check_dots", "declared_names", "pick", "resolve"]
 
 
-def resolve(
-    given: dict[str, str], roles: tuple[Sequence[str], Sequence[str]], available: Iterable[str]
-) -> dict[str, str]:
-    """Role -> column: those the recipe names; without any, each role of the task whose name is a column.
+@dataclass(frozen=True)
+class Roles:
+    """The roles of a task."""
 
-    roles: required and optional ones of the task. Raises DataError for a column that does not exist.
+    sets: tuple[tuple[str, ...], ...]  # of one of these, every role is needed
+    extras: tuple[str, ...]  # these may be there
+
+
+def resolve(given: dict[str, str], roles: Roles, available: Iterable[str]) -> dict[str, str]:
+    """Role -> column: those the recipe names; without any, the columns that are named like the roles.
+
+    Raises DataError, with the columns that exist, when one is missing.
     """
     names = list(available)
-    required, optional = roles
-    chosen = dict(given) or {role: role for role in (*required, *optional) if role in names}
-    chosen |= {role: role for role in required if role not in chosen}
-    wrong = [_missing(role, column, names) for role, column in chosen.items() if not _exists(column, names)]
+    columns = ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
+    if not given:
+        complete = next((one for one in roles.sets if set(one) <= set(names)), None)
+        if complete is None:
+            needs = ", or ".join(" and ".join(one) for one in roles.sets)
+            raise DataError(f"expected columns {needs}; found {columns}; say in data.columns which is which")
+        return {role: role for role in (*complete, *(extra for extra in roles.extras if extra in names))}
+    wrong = [_missing(role, column, names) for role, column in given.items() if not _exists(column, names)]
     if wrong:
-        shown = ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
-        raise DataError("; ".join(wrong) + f"; the columns are {shown}")
-    return chosen
+        raise DataError("; ".join(wrong) + f"; the columns are {columns}")
+    return dict(given)
 
 
 def _exists(column: str, names: list[str]) -> bool:
@@ -85,6 +94,8 @@ class ColumnTypes:
         if role not in ("label", "labels", "tags", "spans"):
             return
         seen = self.seen.setdefault(role, {})
+        if role == "label" and set(map(type, values)) <= set(seen):
+            return
         flat = [_labels_of(role, value) for value in values]
         for kind in set(map(type, chain.from_iterable(flat))) - set(seen):
             place = next(place for place, items in enumerate(flat) if kind in map(type, items))

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from finetune import splits
+from finetune.columns import Roles
 from finetune.errors import DataError
 from finetune.features import Features, FeatureWriter, read_features
 from finetune.files import File, find
 from finetune.hub import HubSet, HubSplit
 from finetune.parse import PLACES, Mapping, parse
 from finetune.problems import Problems
-from finetune.recipe import ROLES, is_local
-from finetune.rows import Rows
+from finetune.recipe import Recipe, is_local
+from finetune.recipe_rules import EXTRA_ROLES, ROLE_SETS
+from finetune.rows import Rows, take_batches
 from finetune.store import cache_folder, entry, key_of
-
-if TYPE_CHECKING:
-    from finetune.recipe import Recipe
 
 __all__ = ["cache_folder", "encode", "load"]
 
@@ -96,11 +95,11 @@ def _requested(recipe: Recipe, given: _Local | HubSet) -> tuple[dict[str, str], 
 
 
 def _rows(recipe: Recipe, split: str, sources: list[File] | list[HubSplit], problems: Problems) -> Rows:
-    required, optional = ROLES[recipe.task]
+    roles = Roles(ROLE_SETS[recipe.task], EXTRA_ROLES[recipe.task])
     skip = recipe.data.on_bad_row == "skip"
-    mapping = Mapping(dict(recipe.data.columns), (tuple(required), tuple(optional)), skip)
+    mapping = Mapping(dict(recipe.data.columns), roles, skip)
     title = _title(sources)
-    key = key_of(FORMAT, [source.identity() for source in sources], mapping.columns, mapping.roles, skip)
+    key = key_of(FORMAT, [source.identity() for source in sources], mapping.columns, roles.sets, roles.extras, skip)
 
     def build(folder: Path) -> dict[str, Any]:
         parsed = parse(sources, mapping, folder / "rows.arrow", problems)
@@ -152,8 +151,6 @@ def _open(path: Path) -> tuple[pa.Table, pa.Table]:
 
 def _cut(recipe: Recipe, train: Rows, ours: str, part: float) -> tuple[Rows, Rows]:
     """Train without a share of its rows, and that share as split `ours`."""
-    from dataclasses import replace
-
     if len(train) < 2:
         raise DataError(f"data.splits.{ours}: {len(train)} row in train; a share needs at least 2")
     by_label = "label" in train.table.column_names and not _is_regression(recipe, train)
@@ -192,36 +189,25 @@ def _limit(loaded: dict[str, Rows], ours: str, size: int) -> Rows:
 
 def _subset(rows: Rows, index: np.ndarray) -> Rows:
     """`rows.take(index)` for an ascending index; what is large is written to the cache, so that memory stays flat."""
-    from dataclasses import replace
-
     if rows.table.nbytes * (len(index) / len(rows)) < COPY_BYTES:
         return rows.take(index)
     derived = rows.take(index[:0])  # for the rest of its fields
     fingerprint = hashlib.sha256(f"{rows.fingerprint} take ".encode() + index.astype("<i8").tobytes()).hexdigest()
 
     def build(folder: Path) -> dict[str, Any]:
-        with pa.OSFile(str(folder / "rows.arrow"), "wb") as file:
-            blocks = _blocks(rows, index)
-            first = next(blocks)
-            with pa.ipc.new_file(file, first.schema) as writer:
-                writer.write_table(first)
-                for block in blocks:
-                    writer.write_table(block)
+        places = rows.places
+        assert places is not None
+        table = rows.table
+        for name, own in zip(PLACES, ("file", "line"), strict=True):
+            table = table.append_column(name, places.column(own))
+        with pa.OSFile(str(folder / "rows.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            for batch in take_batches(table, index):
+                writer.write_batch(batch)
         return {}
 
     found = entry("rows", key_of(FORMAT, "subset", fingerprint), build)
     table, places = _open(found.folder / "rows.arrow")
     return replace(derived, table=table, places=places, fingerprint=fingerprint)
-
-
-def _blocks(rows: Rows, index: np.ndarray, size: int = 20_000) -> Iterator[pa.Table]:
-    places = rows.places
-    assert places is not None
-    table = rows.table.append_column(PLACES[0], places.column("file")).append_column(PLACES[1], places.column("line"))
-    for start in range(0, len(index), size):
-        part = index[start : start + size]
-        low = int(part[0])
-        yield table.slice(low, int(part[-1]) - low + 1).take(pa.array(part - low)).combine_chunks()
 
 
 # ------------------------------------------------------------------------------------------------------------- features

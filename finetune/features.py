@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-__all__ = ["FeatureWriter", "Features", "Ragged", "read_features"]
+__all__ = ["FeatureWriter", "Features", "Ragged", "in_memory", "read_features"]
 
 INDEX = "features.json"
 
@@ -144,6 +144,13 @@ class FeatureWriter:
             file.close()
         index = {"total": self._total, "sequences": self._names, "scalars": self._scalars}
         (self._folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+
+
+def in_memory(columns: Mapping[str, Any]) -> Features:
+    """Features of a few rows, from the columns of one block as `FeatureWriter.append` takes them."""
+    names = [name for name, values in columns.items() if _is_sequence(name, values)]
+    scalars = {name: np.asarray(values) for name, values in columns.items() if name not in names}
+    return Features({name: Ragged.of(columns[name]) for name in names}, scalars)
 
 
 def _is_sequence(name: str, values: Any) -> bool:

@@ -10,17 +10,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune.columns import declared_names
 from finetune.conll import read_conll, read_conllu
 from finetune.errors import DataError
 from finetune.problems import Problems
 from finetune.readers import Block, read_csv, read_json, read_jsonl, read_parquet, read_tsv
+from finetune.recipe import ROLES, Recipe
 from finetune.store import file_sha256
-
-if TYPE_CHECKING:
-    from finetune.recipe import Recipe
 
 __all__ = ["SUFFIXES", "File", "find"]
 
@@ -170,8 +168,6 @@ def _splits(paths: list[Path], recipe: Recipe, given: str) -> dict[str, list[Fil
 
 
 def _sentences(recipe: Recipe) -> bool:
-    from finetune.recipe import ROLES
-
     return "tokens" in {role for group in ROLES[recipe.task] for role in group}
 
 

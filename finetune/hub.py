@@ -89,7 +89,9 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def _reason(path: str, name: str | None, revision: str | None, error: Exception) -> str:
-    text = " ".join(str(error).split())
+    from datasets.exceptions import DatasetGenerationError
+
+    text = " ".join(str(error).split()).rstrip(".")
     what = path + (f" ({name})" if name else "") + (f" at {revision}" if revision else "")
     if found := re.search(r"(?:Available|available configs): \[(.*?)\]", text):
         names = found[1].replace("'", "")
@@ -100,12 +102,16 @@ def _reason(path: str, name: str | None, revision: str | None, error: Exception)
             f"data.path: {what}: the set is loaded by code of its own, which is never run; data.revision:"
             " refs/convert/parquet may have it as Parquet files"
         )
-    return f"data.path: {what}: {text}{_hint(path, error)}"
+    if isinstance(error, DatasetGenerationError) and error.__cause__:
+        text = f"a file of the set cannot be read: {' '.join(str(error.__cause__).split())}"
+    return f"data.path: {what}: {text}{_hint(path, text)}"
 
 
-def _hint(path: str, error: Exception) -> str:
+def _hint(path: str, text: str) -> str:
     if Path(path).exists():
         return f"; for the local folder write ./{path}"
-    if "cannot be accessed" in str(error):
+    if "cannot be accessed" in text:
         return "; check the name, or log in (HF_TOKEN) if it is private or gated"
+    if "Couldn't reach" in text:
+        return "; without a network, use local files or a set that was downloaded before (HF_HUB_OFFLINE=1)"
     return ""

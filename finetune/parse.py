@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from finetune.columns import ColumnTypes, check_dots, pick, resolve
+from finetune.columns import ColumnTypes, Roles, check_dots, pick, resolve
 from finetune.errors import DataError
 from finetune.problems import Problems
 from finetune.readers import Block
@@ -49,12 +49,12 @@ class Mapping:
     """Which columns become which roles, and what happens to rows that cannot be used."""
 
     columns: dict[str, str]  # role -> column, as in the recipe
-    roles: tuple[tuple[str, ...], tuple[str, ...]]  # of the task: required, optional
+    roles: Roles
     skip: bool  # leave bad rows out instead of refusing them
 
     def wanted(self) -> set[str]:
         """The columns that may be used, and for a dotted one its beginnings."""
-        names = set(self.columns.values()) | {role for part in self.roles for role in part}
+        names = set(self.columns.values()) | {*chain(*self.roles.sets), *self.roles.extras}
         return names | {name[:place] for name in names for place, character in enumerate(name) if character == "."}
 
 

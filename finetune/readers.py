@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,8 @@ def _constant(text: str) -> Any:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+# The scanner alone is twice as fast as `decode`, which also looks for blanks around the value.
+SCAN: Callable[[str, int], tuple[Any, int]] = DECODER.scan_once  # type: ignore[attr-defined]
 
 
 def read_jsonl(path: Path, name: str) -> Iterator[Block]:
@@ -196,14 +198,20 @@ def read_jsonl(path: Path, name: str) -> Iterator[Block]:
     for first, text in texts(path, name):
         block = Block()
         for number, line in enumerate(lines_of(text), first):
-            if line and not line.isspace():
+            line = line.strip(" \t\r")
+            if line:
                 _add_json(block, number, line)
         yield block
 
 
 def _add_json(block: Block, number: int, line: str) -> None:
     try:
-        record = DECODER.decode(line)
+        record, end = SCAN(line, 0)
+        if end != len(line):
+            record = DECODER.decode(line)
+    except StopIteration as error:
+        # The scanner's word for "no value at this place".
+        block.add_bad(number, f"not JSON: expected a value at column {int(error.value) + 1}")
     except json.JSONDecodeError as error:
         block.add_bad(number, f"not JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:
@@ -213,8 +221,9 @@ def _add_json(block: Block, number: int, line: str) -> None:
 
 
 def _add_object(block: Block, number: int, record: Any) -> None:
-    if isinstance(record, dict):
-        block.add(number, record)
+    if type(record) is dict:
+        block.records.append(record)
+        block.lines.append(number)
     else:
         block.add_bad(number, f"expected an object with a key for each column, found {type(record).__name__}")
 

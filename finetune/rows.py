@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["Rows"]
+__all__ = ["Rows", "take_batches"]
 
 MAX_RUNS = 1000  # more pieces than this make a chunked table slower to read than a copy
 
@@ -67,11 +67,31 @@ class Rows:
         return f"{self.files[file]} {self.places.column('line')[index].as_py()}"
 
 
+def take_batches(table: pa.Table, index: np.ndarray) -> Iterator[pa.RecordBatch]:
+    """The rows at an ascending `index`, one batch of the table after the other.
+
+    (`Table.take` joins all batches of a text column first: a copy of everything, for however few rows.)
+    """
+    start = 0
+    for batch in table.to_batches():
+        low, high = np.searchsorted(index, [start, start + batch.num_rows])
+        if low < high:
+            yield batch.take(pa.array(index[low:high] - start))
+        start += batch.num_rows
+
+
 def _take(table: pa.Table, index: np.ndarray) -> pa.Table:
-    breaks = np.flatnonzero(np.diff(index) != 1) + 1
-    if len(index) == 0 or len(breaks) >= MAX_RUNS:
-        return table.take(pa.array(index))
-    starts = np.concatenate([[0], breaks])
-    ends = np.concatenate([breaks, [len(index)]])
-    pieces = [table.slice(int(index[start]), int(end - start)) for start, end in zip(starts, ends, strict=True)]
-    return pa.concat_tables(pieces)
+    steps = np.diff(index)
+    breaks = np.flatnonzero(steps != 1) + 1
+    if len(index) > 0 and len(breaks) < MAX_RUNS:
+        starts = np.concatenate([[0], breaks])
+        ends = np.concatenate([breaks, [len(index)]])
+        pieces = [table.slice(int(index[start]), int(end - start)) for start, end in zip(starts, ends, strict=True)]
+        return pa.concat_tables(pieces)
+    if (steps >= 0).all():
+        return pa.Table.from_batches(take_batches(table, index), table.schema)
+    order = np.argsort(index, kind="stable")
+    taken = pa.Table.from_batches(take_batches(table, index[order]), table.schema).combine_chunks()
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return taken.take(pa.array(back))

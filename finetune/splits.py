@@ -36,7 +36,9 @@ def share(rows: Rows, part: float, by_label: bool) -> tuple[np.ndarray, np.ndarr
 
 
 def _stratified(rows: Rows, order: np.ndarray, total: int) -> np.ndarray:
-    labels = np.unique(np.array(rows.column("label")), return_inverse=True)[1]
+    # By first appearance, which depends on nothing but the rows; no Python object per row.
+    encoded = rows.table.column("label").combine_chunks().dictionary_encode()
+    labels = encoded.indices.to_numpy()
     counts = np.bincount(labels)
     exact = counts * (total / len(rows))
     sizes = np.minimum(np.floor(exact).astype(int), counts - 1)

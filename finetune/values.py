@@ -39,6 +39,8 @@ def convert(role: str, values: list[Any], cells: bool) -> tuple[list[Any], Bad]:
         values = [CELLS[role](value) if isinstance(value, str) else value for value in values]
     if role in TEXT_ROLES:
         return values, _bad_texts(role, values)
+    if role == "label" and _plain_labels(values):
+        return values, {}
     checked = {position: CHECKS[role](value) for position, value in enumerate(values)}
     bad = {position: (kind, f"{role}: {text}") for position, (kind, text, _) in checked.items() if kind}
     return [value for _, _, value in checked.values()], bad
@@ -96,6 +98,12 @@ def _label(value: Any) -> Checked:
     if isinstance(value, (str, int, float)):
         return "", "", value
     return _wrong("text or a number", value)
+
+
+def _plain_labels(values: list[Any]) -> bool:
+    """Whether all are labels that need no closer look: the quick way for a whole block."""
+    kinds = set(map(type, values))
+    return (kinds == {str} and all(map(str.strip, values))) or (kinds == {int} and max(map(abs, values)) < 2**63)
 
 
 def _labels(value: Any) -> Checked:
