@@ -1,0 +1,114 @@
+"""The sentences of a model card that depend on the facts of the run: purpose, intended use, limitations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune.figures import count, interval, share
+from finetune.markdown import code, text
+from finetune.public_names import base_model, metric_name
+from finetune.recipe import Recipe
+from finetune.record import ModelFacts, RunRecord
+
+__all__ = ["limitations", "purpose", "uses"]
+
+PURPOSES = {  # the pipeline's word -> what the model does
+    "question-answering": "it finds the part of a text that answers a question",
+    "summarization": "it writes a summary of a text",
+    "text2text-generation": "it writes a text from a text",
+    "token-classification": "it marks words of a text with the labels below",
+    "translation": "it translates a text",
+}
+SMALL = 1000  # rows: below this, the interval is worth a warning
+
+
+def purpose(model: ModelFacts) -> str:
+    """What the model does, as half a sentence."""
+    if model.pipeline != "text-classification":
+        return PURPOSES.get(model.pipeline, f"a model for {text(model.pipeline)}")
+    given = "a pair of texts" if "text_pair" in model.snippet else "a text"
+    if model.problem == "regression":
+        return f"it gives {given} a number"
+    if model.problem == "multi":
+        return f"it says which of {count(len(model.labels))} labels apply to {given}"
+    return f"it assigns one of {count(len(model.labels))} labels to {given}"
+
+
+def uses(recipe: Recipe, model: ModelFacts) -> str:
+    """Paragraphs: for what, and for what not."""
+    language = f"language {_languages(recipe)}, " if recipe.card.language else ""
+    return (
+        f"For texts like those in the training data ({language}up to {recipe.data.max_length} tokens):"
+        f" {purpose(model)}. Try it on a sample of your own texts first, with answers you know.\n\n"
+        "Not meant for decisions about people without a person who checks them, for other kinds of text or other"
+        " languages than those trained on, or as the only safeguard where an error does harm."
+    )
+
+
+def limitations(recipe: Recipe, record: RunRecord) -> Iterator[str]:
+    """Sentences, as Markdown."""
+    yield _inherited(recipe)
+    if recipe.card.language:
+        yield f"Trained and evaluated on texts declared as {_languages(recipe)}; nothing else was tried."
+    else:
+        yield "The language of the data was not stated; expect nothing in languages that the data does not hold."
+    yield from _cut(recipe, record)
+    yield from _uncertain(record)
+    yield (
+        "Not evaluated: other sources of text than the data above, differences between groups of people, deliberate"
+        " attempts to mislead the model, and whether its scores are calibrated probabilities."
+    )
+
+
+def _inherited(recipe: Recipe) -> str:
+    if recipe.model.init == "scratch":
+        return "The weights started at random: whatever bias the model has comes from the training data alone."
+    base = base_model(recipe)
+    name = code(base) if base else "The checkpoint it starts from"
+    return (
+        f"{name} was trained on large collections of text and carries their errors and prejudices, for example about"
+        " gender, origin and religion. Fine-tuning does not remove them, and the labels add those of their annotators."
+    )
+
+
+def _languages(recipe: Recipe) -> str:
+    given = recipe.card.language
+    return ", ".join(code(name) for name in ([given] if isinstance(given, str) else given or []))
+
+
+def _cut(recipe: Recipe, record: RunRecord) -> Iterator[str]:
+    cut = [
+        f"{share(facts.truncated / facts.rows)} of the {text(name)} rows"
+        for name, facts in record.data.items()
+        if facts.rows and facts.truncated
+    ]
+    if cut:
+        yield (
+            f"{_listed(cut)} were longer than {recipe.data.max_length} tokens and were cut there: what comes later in a"
+            " text has no influence."
+        )
+    elif record.data:
+        yield f"No text in the data was longer than {recipe.data.max_length} tokens; longer ones are untested."
+
+
+def _uncertain(record: RunRecord) -> Iterator[str]:
+    split = "test" if "test" in record.results else next(iter(record.results), None)
+    if split is None:
+        yield "Not evaluated at all; nothing is known about how often it is right."
+        return
+    results = record.results[split]
+    pipeline = record.model.pipeline if record.model else ""
+    for metric, found in list(results.metrics.items())[:1]:
+        if results.n < SMALL and found.low is not None:
+            name = text(metric_name(metric, pipeline))
+            yield (
+                f"The {text(split)} split has {count(results.n)} rows only: {name} is {interval(metric, found)}, and"
+                " differences smaller than that say nothing."
+            )
+    if split != "test":
+        yield "There was no test split; the rows that chose the checkpoint are those it was scored on."
+    yield "One training run with one seed; another seed gives a somewhat different model."
+
+
+def _listed(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

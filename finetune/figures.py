@@ -1,0 +1,54 @@
+"""Numbers as a reader sees them."""
+
+from __future__ import annotations
+
+from finetune.record import Interval
+
+__all__ = ["amount", "count", "duration", "interval", "score", "share", "size"]
+
+HUNDREDS = {"bleu", "chrf", "rouge1", "rouge2", "rougeL"}  # on 0-100, because the field reads them so
+
+
+def score(metric: str, value: float) -> str:
+    """A metric: three decimals, one for those on 0-100."""
+    return f"{value:.1f}" if metric in HUNDREDS else f"{value:.3f}"
+
+
+def interval(metric: str, found: Interval) -> str:
+    """Value and half the width of its interval, `0.817 ± 0.023`; the value alone without an interval."""
+    if found.value is None:
+        return "undefined"
+    if found.low is None or found.high is None:
+        return score(metric, found.value)
+    return f"{score(metric, found.value)} ± {score(metric, (found.high - found.low) / 2)}"
+
+
+def share(part: float) -> str:
+    """A fraction of 1 in per cent, one decimal."""
+    return f"{100 * part:.1f} %"
+
+
+def count(number: float) -> str:
+    """A whole number with separators of thousands."""
+    return f"{number:,.0f}"
+
+
+def amount(value: float) -> str:
+    """Three significant digits, never in powers of ten."""
+    digits = f"{value:.3g}"
+    return f"{float(digits):.12f}".rstrip("0").rstrip(".") if "e" in digits else digits
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3 min 5 s` or `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in MB or GB of 1,000."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
