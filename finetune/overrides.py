@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune import recipe_keys as keys
-from finetune.recipe_model import DEFAULT_SPLITS, is_local
-from finetune.yaml_lines import Document, KeyPath, Problem, read
+from finetune.recipe_blocks import DEFAULT_SPLITS
+from finetune.recipe_errors import found
+from finetune.recipe_types import is_local
+from finetune.yaml_lines import FORBIDDEN, Document, KeyPath, Problem, dotted, read
 
 __all__ = ["apply"]
 
 PATHS = (("data", "path"), ("model", "checkpoint"), ("model", "decoder"))
 EXCLUSIVE = ((("train", "epochs"), ("train", "max_steps")), (("train", "batch_size"), ("train", "batch_tokens")))
-_NO_VALUE = object()
 
 
 def apply(document: Document, overrides: Sequence[str]) -> dict[KeyPath, str]:
-    """Write overrides into a document's value and say which path each one set; what is wrong goes to its problems.
+    """Write overrides into a document's value and say which path each one is for; problems go to the document's.
 
     `key=null` removes a key. A block that does not exist is created. Of two keys that exclude each other, the one that
     is overridden takes the place of the one in the file. The last of several overrides of a key holds.
@@ -27,17 +28,17 @@ def apply(document: Document, overrides: Sequence[str]) -> dict[KeyPath, str]:
     origins: dict[KeyPath, str] = {}
     for override in overrides:
         key, sign, text = override.partition("=")
-        if not sign or not key or any(not part for part in key.split(".")):
-            problem = "expected key=value with a dotted key, such as train.epochs=1"
-            document.problems.append(Problem(None, "", f"override {override}: {problem}"))
-            continue
         path = _path(key)
-        value = _value(document, override, path, text)
-        if value is _NO_VALUE:
-            continue
-        _make_room(document, path, origins, value)
-        if _set(document, override, path, value):
+        try:
+            if not sign or not all(path):
+                raise ValueError("expected key=value with a dotted key, such as train.epochs=1")
+            value = _value(document, path, text)
+            _make_room(document.value, path, value, origins)
+            _set(document.value, path, value)
             origins[path] = override
+        except ValueError as error:
+            origins[override,] = override
+            document.problems.append(Problem(None, key, str(error), (override,)))
     return origins
 
 
@@ -52,19 +53,20 @@ def _path(key: str) -> KeyPath:
     return path
 
 
-def _value(document: Document, override: str, path: KeyPath, text: str) -> Any:
+def _value(document: Document, path: KeyPath, text: str) -> Any:
+    """Raises ValueError when the text is no YAML value."""
     kind = keys.annotation(path)
     if text == "null":
         return None
+    if FORBIDDEN.search(text):
+        raise ValueError("holds a control character, or bytes that are not UTF-8; remove them")
     if kind is not None and keys.accepts(kind, str) and not _is_structure(kind, text):
         return _text_or_number(kind, path, text)
     if _is_words(kind) and not _is_structure(kind, text):
         return text
-    parsed = read(text.encode("utf-8", "surrogatepass"))
-    for problem in parsed.problems:
-        document.problems.append(Problem(None, "", f"override {override}: {problem.text}"))
+    parsed = read(text.encode("utf-8"))
     if parsed.problems:
-        return _NO_VALUE
+        raise ValueError("; ".join(problem.text for problem in parsed.problems))
     document.written |= {(*path, *inner): raw for inner, raw in parsed.written.items()}
     return _absolute(path, parsed.value)
 
@@ -100,8 +102,8 @@ def _absolute(path: KeyPath, value: Any) -> Any:
     return value
 
 
-def _make_room(document: Document, path: KeyPath, origins: dict[KeyPath, str], value: Any) -> None:
-    block = document.value.get("train")
+def _make_room(data: dict[str, Any], path: KeyPath, value: Any, origins: dict[KeyPath, str]) -> None:
+    block = data.get(str(path[0]))
     for pair in EXCLUSIVE:
         if path in pair and value is not None and isinstance(block, dict):
             other = pair[1] if path == pair[0] else pair[0]
@@ -109,21 +111,20 @@ def _make_room(document: Document, path: KeyPath, origins: dict[KeyPath, str], v
                 block.pop(other[-1], None)
 
 
-def _set(document: Document, override: str, path: KeyPath, value: Any) -> bool:
-    block = document.value
+def _set(data: dict[Any, Any], path: KeyPath, value: Any) -> None:
+    """Raises ValueError when the path leads through something that is no mapping."""
+    known = keys.annotation(path) is not None
+    block = data
     for number, part in enumerate(path[:-1]):
         here = path[: number + 1]
         if block.get(part) is None:
-            if value is None:
-                return False
+            if value is None and known:
+                return
             block[part] = dict(DEFAULT_SPLITS) if here == ("data", "splits") else {}
         block = block[part]
         if not isinstance(block, dict):
-            what = f"{'.'.join(map(str, here))} is no mapping here; replace it as a whole"
-            document.problems.append(Problem(None, "", f"override {override}: {what}"))
-            return False
-    if value is None and keys.annotation(path) is not None:
+            raise ValueError(f"{dotted(here)} is {found(block)} here, not a mapping; set {dotted(here)} as a whole")
+    if value is None and known:
         block.pop(path[-1], None)
     else:
         block[path[-1]] = value
-    return True

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from finetune import overrides as overriding
+from finetune import recipe_keys as keys
 from finetune import recipe_rules
 from finetune.errors import RecipeError
+from finetune.recipe_blocks import DEFAULT_SPLITS, DataBlock, LoraBlock, ModelBlock, TrainBlock
 from finetune.recipe_errors import explain
 from finetune.recipe_model import (
-    DEFAULT_SPLITS,
     CarbonBlock,
     CardBlock,
-    DataBlock,
     EvaluateBlock,
     GenerationBlock,
     HubBlock,
-    LoraBlock,
-    ModelBlock,
     Recipe,
     TrackBlock,
-    TrainBlock,
     WandbBlock,
-    is_local,
 )
-from finetune.recipe_rules import METRICS, PROBLEM_METRICS, ROLES
-from finetune.yaml_lines import MAX_BYTES, Document, KeyPath, Problem, read
+from finetune.recipe_tables import METRICS, PROBLEM_METRICS, ROLES
+from finetune.recipe_types import is_local
+from finetune.yaml_lines import MAX_BYTES, Document, KeyPath, Problem, dotted, read
 
 __all__ = [
     "DEFAULT_SPLITS",
@@ -56,6 +53,7 @@ __all__ = [
 ]
 
 MAX_SHOWN = 50
+MAX_KEY = 120  # characters of a key in a message
 STAND_INS: dict[KeyPath, Any] = {  # so that the rest of a recipe can be judged where these are missing or wrong
     ("model",): {"checkpoint": "x"},
     ("model", "checkpoint"): "x",
@@ -81,9 +79,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if not isinstance(document.value, dict):
             raise RecipeError(f"{path}: expected a mapping of keys such as `task: sequence`; {_what(document.value)}")
         origins = overriding.apply(document, overrides)
-        recipe, found = _validate(document)
-        known = {problem.path for problem in problems if problem.path}
-        problems += [problem for problem in found if problem.path not in known]
+        recipe, found = _validate(document, origins)
+        known = {problem.path for problem in problems}
+        problems += [problem for problem in found if problem.path not in known or "unknown" in problem.text]
+        problems += _empty_blocks(document, origins)
     if problems or recipe is None:
         raise RecipeError(_message(str(path), document, origins))
     recipe._source = Path(path).absolute()
@@ -130,13 +129,20 @@ def _what(value: Any) -> str:
     return f"found {'a list' if isinstance(value, list) else 'a single value'}"
 
 
-def _validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
+def _empty_blocks(document: Document, origins: Container[KeyPath]) -> list[Problem]:
+    """`lora:` with nothing behind it could mean both "with the defaults" and "without"."""
+    empty = (path for path, raw in document.written.items() if raw == "" and path not in origins)
+    text = "empty; write {} for the defaults, or null to leave it out"
+    return [Problem(None, dotted(path), text, path) for path in empty if keys.may_be_left_out(path)]
+
+
+def _validate(document: Document, origins: Container[KeyPath] = ()) -> tuple[Recipe | None, list[Problem]]:
     """The recipe, and what is wrong with it; settings that are wrong themselves are left out of the other checks."""
     try:
         recipe = Recipe.model_validate(document.value)
         problems: list[Problem] = []
     except ValidationError as error:
-        problems = explain(error, document.value, document.written)
+        problems = explain(error, document.value, document.written, origins)
         try:
             recipe = Recipe.model_validate(_without(document.value, [problem.path for problem in problems]))
         except ValidationError:
@@ -195,16 +201,28 @@ def _line(
     problem: Problem, document: Document, origins: dict[KeyPath, str], order: int
 ) -> tuple[tuple[int, int, int], str]:
     """A line of the message, and what it is sorted by: lines of the file, then overrides, then what is missing."""
-    origin = next(
-        (path for path in (problem.path[:end] for end in range(len(problem.path), 0, -1)) if path in origins), None
-    )
+    origin = _origin(problem.path, document, origins)
     if origin is not None:
-        key = "" if origin == problem.path else f"{problem.key}: "
-        return (1, list(origins).index(origin), order), f"  override {origins[origin]}: {key}{problem.text}"
+        key = "" if origin == problem.path else f"{_short(problem.key)}: "
+        return (1, list(origins).index(origin), order), f"  override {_short(origins[origin])}: {key}{problem.text}"
     missing = problem.text.startswith("missing;")
     line = problem.line or (None if missing else document.line(problem.path))
-    key = f"{problem.key}: " if problem.key else ""
+    key = f"{_short(problem.key)}: " if problem.key else ""
     if line is None:
         return (2, 0, order), f"  {key}{problem.text}"
     where = f"  line {line}, " if key else f"  line {line}: "
     return (0, line, order), f"{where}{key}{problem.text}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_KEY else f"{text[: MAX_KEY - 1]}…"
+
+
+def _origin(path: KeyPath, document: Document, origins: dict[KeyPath, str]) -> KeyPath | None:
+    """The override that put a value there, or on whose way a block was made."""
+    for end in range(len(path), 0, -1):
+        if path[:end] in origins:
+            return path[:end]
+    if not path or path in document.lines:
+        return None
+    return next((origin for origin in origins if origin[: len(path)] == path), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Container, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,6 +16,7 @@ __all__ = ["explain", "found"]
 
 FALSE_WORDS = ("no", "off", "n", "false")
 TRUE_WORDS = ("yes", "on", "y", "true")
+MAX_DETAILED = 100  # finding a near key takes a millisecond
 LATER_TASKS = ("masked", "causal")
 
 
@@ -23,42 +25,46 @@ def found(value: Any, written: str | None = None) -> str:
     if value is None:
         return "null" if written else "nothing"
     if isinstance(value, (dict, list)):
-        return (
-            ("a mapping" if isinstance(value, dict) else "a list")
-            if value
-            else "an empty " + ("mapping" if isinstance(value, dict) else "list")
-        )
+        kind = "mapping" if isinstance(value, dict) else "list"
+        return f"a {kind}" if value else f"an empty {kind}"
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else f"{value[:57]}…")
-    return written or str(value).lower()
+    return (written or str(value).lower())[:60]
 
 
-def explain(error: ValidationError, data: dict[str, Any], written: dict[KeyPath, str]) -> list[Problem]:
-    """One problem for each key that is wrong. data: what was validated; written: scalars as they stand in the file."""
+def explain(
+    error: ValidationError, data: dict[str, Any], written: Mapping[KeyPath, str], full: Container[KeyPath]
+) -> list[Problem]:
+    """One problem for each key that is wrong.
+
+    data: what was validated; written: scalars as they stand in the file; full: keys that are not read in their block,
+    so that a neighbour is named with its full path.
+    """
     problems: dict[KeyPath, Problem] = {}
     meant = set()
-    for item in error.errors(include_url=False):
+    for item in error.errors(include_url=False, include_context=False):
         path, value = _place(item["loc"], data)
         if item["type"] == "missing":
             text = f"missing; {_about((*path, item['loc'][-1]))}"
             path = (*path, item["loc"][-1])
         elif item["type"] == "extra_forbidden":
-            key, hint = keys.nearest(path)
+            key, hint = keys.nearest(path, path in full) if len(problems) < MAX_DETAILED else (None, "remove it")
             meant.add(key)
             text = f"unknown key; {hint}"
         elif item["loc"][-1] == "[key]":
             text = _wrong_name(path)
-        else:
+        elif len(problems) < MAX_DETAILED:
             text = _wrong_value(path, value, written.get(path))
+        else:
+            text = f"expected another value, found {found(value, written.get(path))}"
         problems[path] = Problem(None, dotted(path), text, path)
-    return [problem for problem in problems.values() if not _repeated(problem, problems, meant)]
+    above = {path[:end] for path in problems for end in range(len(path))}
+    return [problem for path, problem in problems.items() if not _repeated(problem, path in above, meant)]
 
 
-def _repeated(problem: Problem, problems: dict[KeyPath, Problem], meant: set[str | None]) -> bool:
+def _repeated(problem: Problem, above: bool, meant: set[str | None]) -> bool:
     """A deeper problem says it better; a key that is missing because it is misspelt is named once."""
-    if problem.text.startswith("missing;"):
-        return problem.key in meant
-    return any(len(path) > len(problem.path) and path[: len(problem.path)] == problem.path for path in problems)
+    return problem.key in meant if problem.text.startswith("missing;") else above
 
 
 def _place(location: tuple[str | int, ...], data: Any) -> tuple[KeyPath, Any]:
@@ -87,8 +93,6 @@ def _wrong_value(path: KeyPath, value: Any, written: str | None) -> str:
     kind = keys.annotation(path)
     if path == ("task",) and value in LATER_TASKS:
         return f"{value} is not available yet; expected {keys.expected(path)}"
-    if value is None and written == "" and keys.is_block(kind):
-        return "empty; write {} for the defaults, or null to leave it out"
     return f"expected {keys.expected(path)}, found {found(value, written)}{_hint(kind, path, value, written)}"
 
 
@@ -100,6 +104,8 @@ def _hint(kind: Any, path: KeyPath, value: Any, written: str | None) -> str:
             return f"; write {value} without quotes" if written is None else ""
         close = difflib.get_close_matches(value, re.findall(r"[\w-]+", keys.expected(path)), 1, 0.7)
         return f"; did you mean {close[0]}?" if close and close[0] != value else ""
+    if value is None and keys.is_optional(path):
+        return "; remove it for the default"
     if isinstance(value, (bool, int, float)) and keys.accepts(kind, str):
         return f"; put it in quotes: '{written or value}'"
     return ""

@@ -9,10 +9,22 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from finetune.recipe_model import Expect, Recipe
+from finetune.recipe_model import Recipe
+from finetune.recipe_types import Expect
 from finetune.yaml_lines import KeyPath, dotted
 
-__all__ = ["accepts", "annotation", "description", "expected", "is_block", "keys_of", "nearest"]
+__all__ = [
+    "accepts",
+    "annotation",
+    "description",
+    "expected",
+    "is_block",
+    "is_optional",
+    "key_words",
+    "keys_of",
+    "may_be_left_out",
+    "nearest",
+]
 
 ELSEWHERE = {  # what other programs call our keys
     "accumulation": "train.micro_batch_size",
@@ -99,7 +111,7 @@ def annotation(path: KeyPath) -> Any:
 def _words(kind: Any) -> str | None:
     if get_origin(kind) is Annotated:
         inner, *metadata = get_args(kind)
-        return next((item.words for item in metadata if isinstance(item, Expect)), None) or _words(inner)
+        return next((item.words for item in reversed(metadata) if isinstance(item, Expect)), None) or _words(inner)
     if get_origin(kind) in (Union, UnionType):
         return next(filter(None, map(_words, get_args(kind))), None)
     return None
@@ -108,6 +120,19 @@ def _words(kind: Any) -> str | None:
 def expected(path: KeyPath) -> str:
     """What the key expects, in words."""
     return _words(annotation(path)) or "another value"
+
+
+def is_optional(path: KeyPath) -> bool:
+    """Whether the key may be left out."""
+    block = _block(annotation(path[:-1]) if path[:-1] else Recipe)
+    info = block.model_fields.get(str(path[-1])) if block else None
+    return info is not None and not info.is_required()
+
+
+def may_be_left_out(path: KeyPath) -> bool:
+    """Whether the key is a block that null leaves out."""
+    kind = annotation(path)
+    return is_block(kind) and accepts(kind, type(None))
 
 
 def description(path: KeyPath) -> str:
@@ -138,13 +163,17 @@ def _all_keys(kind: Any = Recipe, path: KeyPath = ()) -> Iterator[KeyPath]:
         yield from _all_keys(_step(block, name), (*path, name))
 
 
-def nearest(path: KeyPath) -> tuple[str | None, str]:
-    """For a key that does not exist: the dotted key that was meant, or None, and a hint for the user."""
+def nearest(path: KeyPath, full: bool = False) -> tuple[str | None, str]:
+    """For a key that does not exist: the dotted key that was meant, or None, and a hint for the user.
+
+    full: name neighbours in the same block by their full path, too.
+    """
     name, block = str(path[-1]), path[:-1]
     here = keys_of(block)
     close = difflib.get_close_matches(name.lower(), here, 1, 0.8)
     if close:
-        return dotted((*block, close[0])), f"did you mean {close[0]}?"
+        key = dotted((*block, close[0]))
+        return key, f"did you mean {key if full else close[0]}?"
     elsewhere = [dotted(key) for key in _all_keys() if key[-1] == name]
     if elsewhere:
         return elsewhere[0], f"it belongs to {' or '.join(elsewhere)}"
@@ -152,7 +181,8 @@ def nearest(path: KeyPath) -> tuple[str | None, str]:
         return ELSEWHERE[name], f"here it is {ELSEWHERE[name]}"
     close = difflib.get_close_matches(name.lower(), here, 1, 0.6)
     if close:
-        return dotted((*block, close[0])), f"did you mean {close[0]}?"
+        key = dotted((*block, close[0]))
+        return key, f"did you mean {key if full else close[0]}?"
     far = {key[-1]: dotted(key) for key in _all_keys()}
     close = difflib.get_close_matches(name.lower(), list(map(str, far)), 1, 0.8)
     if close:

@@ -8,60 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from finetune.recipe_model import DEFAULT_SPLITS, Recipe, is_local
+from finetune.recipe_blocks import DEFAULT_SPLITS
+from finetune.recipe_model import Recipe
+from finetune.recipe_tables import EXTRA_ROLES, METRICS, NEUTRAL, ONLY_FOR, PROBLEM_METRICS, ROLE_SETS, ROLES
+from finetune.recipe_types import is_local
 
-__all__ = ["METRICS", "PROBLEM_METRICS", "ROLES", "Finding", "check"]
+__all__ = ["Finding", "check", "problem_of"]
 
-_CLASS_METRICS = ("accuracy", "f1", "f1_micro", "precision", "recall", "roc_auc")
-PROBLEM_METRICS = {
-    "single": (*_CLASS_METRICS, "matthews"),
-    "multi": _CLASS_METRICS,
-    "regression": ("pearson", "spearman", "mse"),
-}
-"""Kind of sequence labels -> metrics that are defined for it."""
-METRICS = {
-    "sequence": (*PROBLEM_METRICS["single"], *PROBLEM_METRICS["regression"]),
-    "token": ("f1", "precision", "recall", "f1_macro", "accuracy"),
-    "span": ("exact_match", "f1"),
-    "seq2seq": ("rouge1", "rouge2", "rougeL", "bleu", "chrf", "exact_match"),
-}
-"""Task -> metrics of ours."""
-
-ROLE_SETS = {
-    "sequence": (("text", "label"), ("text", "labels")),
-    "token": (("tokens", "tags"), ("text", "spans")),
-    "span": (("question", "context", "answers"),),
-    "seq2seq": (("source", "target"),),
-}
-"""Task -> the sets of roles of which one must be there."""
-EXTRA_ROLES = {"sequence": ("text_pair", "id"), "token": ("id",), "span": ("is_impossible", "id"), "seq2seq": ("id",)}
-
-
-def _roles(task: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    sets = ROLE_SETS[task]
-    required = tuple(role for role in sets[0] if all(role in other for other in sets))
-    rest = dict.fromkeys(role for one in sets for role in one if role not in required)
-    return required, (*rest, *EXTRA_ROLES[task])
-
-
-ROLES = {task: _roles(task) for task in ROLE_SETS}
-"""Task -> (roles that are always needed, roles that may be there)."""
-
-ONLY_FOR: dict[str, tuple[str, ...]] = {
-    "model.decoder": ("seq2seq",),
-    "data.prefix": ("seq2seq",),
-    "data.languages": ("seq2seq",),
-    "data.max_target_length": ("seq2seq",),
-    "evaluate.generation": ("seq2seq",),
-    "data.stride": ("token", "span"),
-    "data.problem": ("sequence",),
-    "train.class_weights": ("sequence",),
-    "train.label_smoothing": ("sequence", "token", "seq2seq"),
-}
-"""Key -> the tasks it has an effect on."""
-NEUTRAL: tuple[object, ...] = (None, 0.0, "none")
-
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+HUB_ID = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
 PACKAGE = re.compile(r"package://[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z0-9._-]+)+/?")
 FOLDER_NAME = re.compile(r"[A-Za-z0-9._-]{1,96}")
 
@@ -77,7 +31,18 @@ class Finding:
 
 def check(recipe: Recipe) -> Iterator[Finding]:
     """Everything in which the settings of a recipe do not fit together."""
-    for rule in (_without_effect, _checkpoints, _lengths, _path, _splits, _columns, _training, _evaluation, _output):
+    for rule in (
+        _without_effect,
+        _checkpoints,
+        _lengths,
+        _path,
+        _splits,
+        _columns,
+        _training,
+        _evaluation,
+        _hub,
+        _output,
+    ):
         yield from rule(recipe)
 
 
@@ -142,10 +107,23 @@ def _bad_source(path: str, package: bool) -> str | None:
         return None if inside and package else f"{form}, found {path!r}" if package else "a package holds no data set"
     if is_local(path):
         return None
-    if HUB_ID.fullmatch(path) and ".." not in path and "--" not in path:
+    if HUB_ID.fullmatch(path) and not _bad_name(path):
         return None
     local = "a local path starts with . or /, ends in / or in a known suffix, or holds *"
     return f"{path!r} is no Hub id (namespace/name) and no local path; {local}"
+
+
+def _bad_name(repo_id: str) -> str | None:
+    """Source of the rules: huggingface_hub.utils.validate_repo_id."""
+    name = repo_id.rpartition("/")[2]
+    for wrong in ("..", "--"):
+        if wrong in repo_id:
+            return f"a Hub id holds no {wrong!r}"
+    return "a name on the Hub ends in a letter or a digit, and not in .git" if _ends_badly(name) else None
+
+
+def _ends_badly(name: str) -> bool:
+    return name.endswith((".git", "-", "."))
 
 
 def _lengths(recipe: Recipe) -> Iterator[Finding]:
@@ -281,6 +259,11 @@ def _evaluation(recipe: Recipe) -> Iterator[Finding]:
             if getattr(evaluate, key) is not None:
                 text = "needs validation rows; add data.splits.validation, such as 0.1"
                 yield Finding(f"evaluate.{key}", text, ("data.splits",))
+
+
+def _hub(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.hub is not None and (text := _bad_name(recipe.hub.repo_id)):
+        yield Finding("hub.repo_id", f"{text}; found {recipe.hub.repo_id!r}")
 
 
 def _output(recipe: Recipe) -> Iterator[Finding]:

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "Document", "KeyPath", "Problem", "dotted", "dump", "read", "scalar"]
+__all__ = ["FORBIDDEN", "MAX_BYTES", "MAX_DEPTH", "Document", "KeyPath", "Problem", "dotted", "dump", "read", "scalar"]
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
-MAX_VALUES = 10_000
+MAX_VALUES = 5_000
+MAX_LINE = 16_384  # characters; the scanner looks far ahead in a line, and some of its loops are quadratic
 
 KeyPath = tuple[str | int, ...]
 
@@ -27,7 +28,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
-_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _PLAIN = re.compile(r"([A-Za-z_/]|\.\.?/)[\w./@+-]*( [\w./@+-]+)*", re.ASCII)
 
 
@@ -75,7 +76,7 @@ def scalar(text: str) -> Any:
         return number
     if _FLOAT.fullmatch(text):
         if abs(value := float(text)) == float("inf"):
-            raise ValueError(f"{text} is too large for a number")
+            raise ValueError(f"{text[:40]} is too large for a number")
         return value
     return text
 
@@ -119,13 +120,12 @@ class _Reader:
             raise self.stop(event, (), f"nested more than {MAX_DEPTH} levels deep; a recipe has 4")
         name = type(event).__name__
         if name == "AliasEvent":
-            hint = "a text that starts with * must stand in quotes"
-            raise self.stop(event, path, f"aliases (*{event.anchor[:40]}) are not read; {hint}")
+            self.refuse(event, path, f"aliases (*{event.anchor[:40]}) are not read; quote a text that starts with *")
+            return None
         if event.anchor is not None:
-            hint = "a text that starts with & must stand in quotes"
-            raise self.stop(event, path, f"anchors (&{event.anchor[:40]}) are not read; {hint}")
+            self.refuse(event, path, f"anchors (&{event.anchor[:40]}) are not read; quote a text that starts with &")
         if event.tag is not None:
-            raise self.stop(event, path, f"tags ({str(event.tag)[:60]}) are not read; remove it")
+            self.refuse(event, path, f"tags ({str(event.tag)[:60]}) are not read; quote a text that starts with !")
         if name == "MappingStartEvent":
             return self.mapping(path, depth)
         if name == "SequenceStartEvent":
@@ -137,29 +137,32 @@ class _Reader:
         while type(event := next(self.events)).__name__ != "MappingEndEvent":
             key, line = self.key(event, path, depth), event.start_mark.line + 1
             here = (*path, key)
-            if key in found:
-                first = self.found.lines[here]
-                self.refuse(event, here, f"given twice, first on line {first}; keep one")
-                kept = self.found
-                self.found = Document(problems=kept.problems)  # the second value is read and left
-                self.node(next(self.events), here, depth + 1)
-                self.found = kept
-                continue
-            self.found.lines[here] = line
-            found[key] = self.node(next(self.events), here, depth + 1)
+            if key == "<<" and event.implicit[0]:
+                self.refuse(event, here, "merge keys are not read; write the keys out")
+                self.skip(here, depth)
+            elif key in found:
+                self.refuse(event, here, f"given twice, first on line {self.found.lines[here]}; keep one")
+                self.skip(here, depth)
+            else:
+                self.found.lines[here] = line
+                found[key] = self.node(next(self.events), here, depth + 1)
         return found
+
+    def skip(self, path: KeyPath, depth: int) -> None:
+        """Read a value for its problems only."""
+        kept, self.found = self.found, Document(problems=self.found.problems)
+        self.node(next(self.events), path, depth + 1)
+        self.found = kept
 
     def key(self, event: Any, path: KeyPath, depth: int) -> str:
         if type(event).__name__ != "ScalarEvent":
-            self.node(event, path, depth + 1) if type(event).__name__ == "AliasEvent" else None
-            raise self.stop(event, path, "a key must be a word, not a mapping or a list")
-        if event.value == "<<" and event.implicit[0]:
-            raise self.stop(event, path, "merge keys (<<) are not read; write the keys out")
+            raise self.stop(event, path, "a key must be a word, not a mapping, a list or an alias")
         value = self.node(event, path, depth)
         self.found.written.pop(path, None)
         if isinstance(value, str):
             return value
-        self.refuse(event, path, f"expected a name as key, found {event.value or 'nothing'}; put it in quotes")
+        text = f"expected a name as key, found {event.value or 'nothing'}; put it in quotes"
+        self.refuse(event, (*path, event.value), text)
         return str(event.value)
 
     def sequence(self, path: KeyPath, depth: int) -> list[Any]:
@@ -171,9 +174,9 @@ class _Reader:
         return found
 
     def scalar(self, event: Any, path: KeyPath) -> Any:
-        if _FORBIDDEN.search(event.value):
+        if FORBIDDEN.search(event.value):
             self.refuse(event, path, "holds a control character or half of a surrogate pair; remove it")
-            return _FORBIDDEN.sub("?", event.value)
+            return FORBIDDEN.sub("?", event.value)
         if not event.implicit[0]:
             return event.value
         self.found.written[path] = event.value
@@ -200,11 +203,15 @@ def read(content: bytes) -> Document:
         return Document(
             problems=[Problem(line, "", f"byte 0x{content[error.start]:02x} is not UTF-8; save it as UTF-8")]
         )
-    if found := _FORBIDDEN.search(text):
+    if found := FORBIDDEN.search(text):
         line = text.count("\n", 0, found.start()) + 1
         return Document(
             complete=False, problems=[Problem(line, "", f"character U+{ord(found[0]):04X} is not allowed; remove it")]
         )
+    for number, written in enumerate(text.split("\n"), 1):
+        if len(written) > MAX_LINE:
+            problem = Problem(number, "", f"a line of more than {MAX_LINE} characters; break it up")
+            return Document(complete=False, problems=[problem])
     return _read(text)
 
 
@@ -220,7 +227,9 @@ def _read(text: str) -> Document:
         pass  # said in its problems
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        about = " ".join(filter(None, (error.context, error.problem)))
+        about = ", ".join(filter(None, (error.problem, error.context)))
+        if error.context_mark and mark and error.context_mark.line != mark.line:
+            about += f" that starts on line {error.context_mark.line + 1}"
         reader.found.problems.append(Problem(mark.line + 1 if mark else None, "", f"not valid YAML: {about}"))
     except YAMLError as error:
         reader.found.problems.append(Problem(None, "", f"not valid YAML: {str(error).splitlines()[0]}"))
