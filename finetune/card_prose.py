@@ -87,6 +87,11 @@ def _cut(recipe: Recipe, record: RunRecord) -> Iterator[str]:
             f"{_listed(cut)} were longer than {recipe.data.max_length} tokens and were cut there: what comes later in a"
             " text has no influence."
         )
+    elif any(facts.windows is not None and facts.windows > facts.rows for facts in record.data.values()):
+        yield (
+            f"Texts longer than {recipe.data.max_length} tokens were read in windows: what connects words further apart"
+            " than that has no influence."
+        )
     elif record.data:
         yield f"No text in the data was longer than {recipe.data.max_length} tokens; longer ones are untested."
 

@@ -236,6 +236,10 @@ def test_package_checkpoint_names_the_true_base():
         ({"results": {"test": results(120, accuracy=(0.8, 0.73, 0.87))}}, "120 rows only: accuracy is 0.800 ± 0.070"),
         ({"precision": "fp32"}, "| Precision | fp32 |"),
         ({"data": {"test": SplitFacts(rows=5, fingerprint="f", windows=5)}}, "No text in the data was longer than 64"),
+        (
+            {"data": {"test": SplitFacts(rows=5, fingerprint="f", windows=9)}},
+            "longer than 64 tokens were read in windows",
+        ),
     ],
 )
 def test_sentences_follow_the_facts(change: dict[str, Any], said: str):
