@@ -20,11 +20,11 @@ from finetune.hub import HubSet, HubSplit
 from finetune.parse import PLACES, Mapping, parse
 from finetune.problems import Problems
 from finetune.recipe import Recipe, is_local
-from finetune.recipe_rules import EXTRA_ROLES, ROLE_SETS
+from finetune.recipe_tables import EXTRA_ROLES, ROLE_SETS
 from finetune.rows import Rows, take_batches
 from finetune.store import cache_folder, entry, key_of
 
-__all__ = ["cache_folder", "encode", "load"]
+__all__ = ["cache_folder", "encode", "load", "subset"]
 
 FORMAT = 1  # of cache entries; another number leaves the old ones aside
 ENCODE_ROWS = 2000
@@ -156,9 +156,9 @@ def _cut(recipe: Recipe, train: Rows, ours: str, part: float) -> tuple[Rows, Row
     by_label = "label" in train.table.column_names and not _is_regression(recipe, train)
     stay, cut = splits.share(train, part, by_label)
     how = "stratified by label, " if by_label else ""
-    rest = replace(_subset(train, stay), source=f"{train.source} without {ours}")
+    rest = replace(subset(train, stay), source=f"{train.source} without {ours}")
     return rest, replace(
-        _subset(train, cut), split=ours, source=f"{train.source} ({part:g} of its rows, {how}seed 0)", dropped={}
+        subset(train, cut), split=ours, source=f"{train.source} ({part:g} of its rows, {how}seed 0)", dropped={}
     )
 
 
@@ -184,10 +184,10 @@ def _limit(loaded: dict[str, Rows], ours: str, size: int) -> Rows:
     if ours not in loaded:
         raise DataError(f"data.limit.{ours}: there is no split {ours}; the splits are {', '.join(loaded)}")
     rows = loaded[ours]
-    return _subset(rows, splits.sample(len(rows), size)) if size < len(rows) else rows
+    return subset(rows, splits.sample(len(rows), size)) if size < len(rows) else rows
 
 
-def _subset(rows: Rows, index: np.ndarray) -> Rows:
+def subset(rows: Rows, index: np.ndarray) -> Rows:
     """`rows.take(index)` for an ascending index; what is large is written to the cache, so that memory stays flat."""
     if rows.table.nbytes * (len(index) / len(rows)) < COPY_BYTES:
         return rows.take(index)

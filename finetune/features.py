@@ -127,7 +127,7 @@ class FeatureWriter:
         self._file(f"{name}.lengths").write(ragged.lengths.astype("<i4").tobytes())
 
     def _append_scalar(self, name: str, array: np.ndarray) -> None:
-        assert array.dtype.kind in "bif", f"{name}: expected numbers, found {array.dtype}"
+        assert array.dtype.kind in "biuf", f"{name}: expected numbers, found {array.dtype}"
         kind = (array.dtype.newbyteorder("<").str, list(array.shape[1:]))
         known = self._scalars.setdefault(name, kind)
         assert known == kind, f"{name}: {kind} after {known}; a task gives the same type and shape for every block"
@@ -148,9 +148,10 @@ class FeatureWriter:
 
 def in_memory(columns: Mapping[str, Any]) -> Features:
     """Features of a few rows, from the columns of one block as `FeatureWriter.append` takes them."""
-    names = [name for name, values in columns.items() if _is_sequence(name, values)]
-    scalars = {name: np.asarray(values) for name, values in columns.items() if name not in names}
-    return Features({name: Ragged.of(columns[name]) for name in names}, scalars)
+    sequences = {name: Ragged.of(values) for name, values in columns.items() if _is_sequence(name, values)}
+    scalars = {name: np.asarray(values) for name, values in columns.items() if name not in sequences}
+    scalars["row"] = scalars["row"].astype(np.int64)
+    return Features(sequences, scalars)
 
 
 def _is_sequence(name: str, values: Any) -> bool:

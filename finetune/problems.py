@@ -33,12 +33,17 @@ class Problems:
             own += lines[: SHOWN - len(own)]
             self._counts[kind] = self._counts.get(kind, 0) + other._counts[kind]
 
-    def error(self, title: str) -> DataError:
-        """One DataError with all of them: a single line for a single problem."""
+    def lines(self) -> list[str]:
+        """The lines kept of each kind, and how many more there are."""
         lines = []
         for kind, shown in self._lines.items():
             more = self._counts[kind] - len(shown)
             lines += shown + ([f"… and {more:,} more: {kind}"] if more else [])
+        return lines
+
+    def error(self, title: str) -> DataError:
+        """One DataError with all of them: a single line for a single problem."""
+        lines = self.lines()
         if len(lines) == 1:
             return DataError(f"{title}: {lines[0]}")
         return DataError(f"{title}: {len(self):,} problems\n" + "\n".join(f"  {line}" for line in lines))

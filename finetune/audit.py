@@ -1,0 +1,154 @@
+"""What is wrong with the rows, told before anything is encoded or trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from finetune import labels
+from finetune.data import subset
+from finetune.findings import SHOWN_ROWS, Findings, blocks
+from finetune.recipe import Recipe
+from finetune.rows import Rows
+
+__all__ = ["Findings", "examine", "rows"]
+
+INPUTS = ("text", "text_pair", "question", "context", "source", "tokens")  # what a model reads
+
+
+def rows(recipe: Recipe, splits: dict[str, Rows]) -> Findings:
+    """The rows ready for use: without hidden splits, and without empty texts in train.
+
+    Raises DataError with all errors.
+    """
+    findings = examine(recipe, splits)
+    findings.problems.check("data")
+    return findings
+
+
+def examine(recipe: Recipe, splits: dict[str, Rows]) -> Findings:
+    """As `rows`, with the errors in the findings instead of raised."""
+    findings = Findings(dict(splits))
+    labels.leave_out_hidden(recipe, findings)
+    labels.check_types(findings)
+    if not findings.problems:
+        labels.check_values(recipe, findings)
+    _dropped(findings)
+    _empty(findings)
+    _ids(recipe, findings)
+    _duplicates(findings)
+    labels.count(recipe, findings)
+    return findings
+
+
+def _dropped(findings: Findings) -> None:
+    for split, one in list(findings.splits.items()):
+        for reason, ids in one.dropped.items():
+            shown = ", ".join(ids[:SHOWN_ROWS]) + (", …" if len(ids) > SHOWN_ROWS else "")
+            findings.notes.append(f"{split}: {len(ids):,} left out: {reason} (id {shown})")
+        if not len(one):
+            findings.problems.add("no rows", f"split {split}: 0 rows left in {one.source}")
+            del findings.splits[split]
+
+
+def _inputs(one: Rows) -> list[str]:
+    return [role for role in INPUTS if role in one.table.column_names]
+
+
+def _empty(findings: Findings) -> None:
+    """Rows in which every input is blank: left out of train, scored in evaluation."""
+    for split, one in findings.splits.items():
+        blank = _blank(one)
+        count = int(blank.sum())
+        if not count:
+            continue
+        places = "; ".join(one.where(int(row)) for row in np.flatnonzero(blank)[:SHOWN_ROWS])
+        what = f"{split}: {count:,} {'row has' if count == 1 else 'rows have'} an empty text ({places})"
+        if split != "train":
+            findings.notes.append(f"{what}; scored like any other")
+            continue
+        if count == len(one):
+            findings.problems.add("empty texts", f"split train: 0 rows with a text in {one.source}")
+            continue
+        ids = one.table.column("id").take(pa.array(np.flatnonzero(blank))).to_pylist()
+        kept = subset(one, np.flatnonzero(~blank))
+        findings.splits[split] = replace(kept, dropped=one.dropped | {"empty text": ids})
+        findings.notes.append(f"{what}; left out")
+
+
+def _blank(one: Rows) -> np.ndarray:
+    """bool (n,)"""
+    blank = np.ones(len(one), dtype=bool)
+    for role in _inputs(one):
+        start = 0
+        for chunk in one.table.column(role).chunks:
+            blank[start : start + len(chunk)] &= _blank_chunk(chunk)
+            start += len(chunk)
+    return blank
+
+
+def _blank_chunk(chunk: pa.Array) -> np.ndarray:
+    if pa.types.is_list(chunk.type):
+        return np.array([not "".join(tokens).strip() for tokens in chunk.to_pylist()], dtype=bool)
+    lengths = pc.binary_length(pc.utf8_trim_whitespace(chunk)).to_numpy(zero_copy_only=False)
+    return np.asarray(lengths == 0)
+
+
+def _hashes(one: Rows, roles: list[str]) -> np.ndarray:
+    """A 64-bit hash of the values of each row, int64 (n,)."""
+    parts = []
+    for _, columns in blocks(one, roles):
+        columns = [[tuple(v) if isinstance(v, list) else v for v in column] for column in columns]
+        parts.append(np.fromiter(map(hash, zip(*columns, strict=True)), np.int64, len(columns[0])))
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _ids(recipe: Recipe, findings: Findings) -> None:
+    """Ids that come with the data name their rows: in question answering they must be unique, since scores go by id."""
+    if recipe.data.columns and "id" not in recipe.data.columns:
+        return
+    for split, one in findings.splits.items():
+        repeated = _repeated(_hashes(one, ["id"]))
+        if not len(repeated):
+            continue
+        first = one.table.column("id")[int(repeated[0])].as_py()
+        text = (
+            f"{split}: {len(repeated):,} rows have the id of an earlier row ({first!r}: {one.where(int(repeated[0]))})"
+        )
+        if "question" in one.table.column_names:
+            findings.problems.add("duplicate ids", f"{text}; answers are told apart by their id")
+        else:
+            findings.notes.append(text)
+
+
+def _repeated(hashes: np.ndarray) -> np.ndarray:
+    """Rows whose hash an earlier row has, ascending."""
+    first = np.unique(hashes, return_index=True)[1]
+    repeated = np.ones(len(hashes), dtype=bool)
+    repeated[first] = False
+    return np.flatnonzero(repeated)
+
+
+def _duplicates(findings: Findings) -> None:
+    """Equal inputs within train, and inputs of other splits that train has, word for word."""
+    if "train" not in findings.splits:
+        return
+    train = findings.splits["train"]
+    hashes = _hashes(train, _inputs(train))
+    if len(repeated := _repeated(hashes)):
+        findings.notes.append(f"train: of {len(train):,} rows, {len(repeated):,} have the text of an earlier row")
+    order = np.argsort(hashes, kind="stable")
+    for split, one in findings.splits.items():
+        if split == "train":
+            continue
+        own = _hashes(one, _inputs(one))
+        places = np.minimum(np.searchsorted(hashes[order], own), len(train) - 1)
+        leaked = np.flatnonzero(hashes[order[places]] == own)
+        if len(leaked):
+            pairs = [f"{one.where(int(row))} = {train.where(int(order[places[row]]))}" for row in leaked[:SHOWN_ROWS]]
+            findings.notes.append(
+                f"{split}: of {len(one):,} rows, {len(leaked):,} have the text of a row of train ({'; '.join(pairs)})"
+            )

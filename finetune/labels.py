@@ -1,0 +1,207 @@
+"""What is wrong with the labels of all splits together, and how many rows each has."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from finetune.data import subset
+from finetune.findings import SHOWN_ROWS, Findings, blocks
+from finetune.recipe import Recipe
+from finetune.rows import Rows
+
+__all__ = ["check_types", "check_values", "count", "leave_out_hidden"]
+
+LABELS = ("label", "labels", "tags", "spans")
+HIDDEN = -1  # the number that data sets put where a label is withheld
+SHOWN_LABELS = 12
+
+
+def _regression(recipe: Recipe, one: Rows) -> bool:
+    if recipe.data.problem is not None or "label" not in one.table.column_names:
+        return recipe.data.problem == "regression"
+    return bool(pa.types.is_floating(one.table.schema.field("label").type))
+
+
+def leave_out_hidden(recipe: Recipe, findings: Findings) -> None:
+    """Leave out a split, other than train, whose labels are all -1: its labels are withheld."""
+    asked = "splits" in recipe.data.model_fields_set
+    train = findings.splits.get("train")
+    for split, one in list(findings.splits.items()):
+        if split == "train" or not _all_hidden(recipe, one) or (train is not None and _usual(train)):
+            continue
+        text = f"{split}: all {len(one):,} labels in {one.source} are {HIDDEN}, which stands for hidden"
+        if asked or len(findings.splits) == 1:
+            findings.problems.add("hidden labels", f"{text}; leave the split out of data.splits, or use another")
+        else:
+            findings.notes.append(f"{text}; the split is left out")
+        del findings.splits[split]
+
+
+def _all_hidden(recipe: Recipe, one: Rows) -> bool:
+    if "label" not in one.table.column_names or pa.types.is_string(one.table.schema.field("label").type):
+        return False
+    classes = "label" in one.class_names or _regression(recipe, one)
+    return classes and pc.unique(one.table.column("label")).to_pylist() == [HIDDEN]
+
+
+def _usual(train: Rows) -> bool:
+    """Whether -1 is a number like any other: train has it, too."""
+    if "label" in train.class_names or not pa.types.is_floating(train.table.schema.field("label").type):
+        return False
+    return bool(pc.index(train.table.column("label"), HIDDEN).as_py() >= 0)
+
+
+def check_types(findings: Findings) -> None:
+    """One type and one list of names in all splits; whole numbers become floats where another split has fractions."""
+    for role in LABELS:
+        having = {split: one for split, one in findings.splits.items() if role in one.table.column_names}
+        found = {split: one.table.schema.field(role).type for split, one in having.items()}
+        if set(found.values()) == {pa.int64(), pa.float64()}:
+            for split, one in having.items():
+                number = one.table.schema.get_field_index(role)
+                table = one.table.set_column(number, role, one.table.column(role).cast(pa.float64()))
+                findings.splits[split] = replace(one, table=table)
+        elif len(set(found.values())) > 1:
+            words = "; ".join(f"{one.source} has {_type_words(one, role)}" for one in having.values())
+            findings.problems.add("mixed types", f"{role}: expected one type in all splits, found {words}")
+        names = {tuple(one.class_names.get(role, ())) for one in having.values()}
+        if len(names) > 1:
+            words = "; ".join(
+                f"{split}: {', '.join(one.class_names.get(role, ['none']))}" for split, one in having.items()
+            )
+            findings.problems.add("class names", f"{role}: the splits name their classes differently ({words})")
+
+
+def _type_words(one: Rows, role: str) -> str:
+    kind = one.table.schema.field(role).type
+    while pa.types.is_list(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        kind = kind.field("label").type
+    word = "text" if pa.types.is_string(kind) else "whole numbers" if pa.types.is_integer(kind) else "numbers"
+    return f"{word} ({one.table.column(role)[0].as_py()!r})" if len(one) else word
+
+
+def check_values(recipe: Recipe, findings: Findings) -> None:
+    """Classes must be among those declared, or else among those of train; a regression needs numbers."""
+    known: set[Any] = set()
+    for split, one in list(findings.splits.items()):
+        role = next((role for role in ("label", "labels") if role in one.table.column_names), None)
+        if role is None:
+            continue
+        if role == "label" and _regression(recipe, one):
+            _numbers(one, findings)
+        elif role in one.class_names:
+            _in_range(recipe, one, role, findings)
+        elif split == "train":
+            known = set(_distinct(one, role))
+        elif "train" in findings.splits:
+            _seen(one, role, known, findings)
+
+
+def _distinct(one: Rows, role: str) -> list[Any]:
+    column = one.table.column(role)
+    return pc.unique(column if role == "label" else pc.list_flatten(column)).to_pylist()  # type: ignore[no-any-return]
+
+
+def _rows_with(one: Rows, role: str, value: Any) -> str:
+    """The first rows with a label, and how many there are."""
+    places = []
+    count = 0
+    for first, batch in blocks(one, [role]):
+        for row, found in enumerate(batch[0], first):
+            if found == value or (role == "labels" and value in found):
+                count += 1
+                if count <= SHOWN_ROWS:
+                    places.append(one.where(row))
+    more = f", … {count:,} rows" if count > SHOWN_ROWS else ""
+    return f"{'; '.join(places)}{more}"
+
+
+def _seen(one: Rows, role: str, known: set[Any], findings: Findings) -> None:
+    for value in _distinct(one, role):
+        if value in known:
+            continue
+        near = difflib.get_close_matches(str(value), [str(name) for name in known], 1, 0.75)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        findings.problems.add(
+            "labels unseen in train",
+            f"{one.split}: label {value!r} is not in train ({_rows_with(one, role, value)}){hint}",
+        )
+
+
+def _in_range(recipe: Recipe, one: Rows, role: str, findings: Findings) -> None:
+    names = one.class_names[role]
+    wrong = [value for value in _distinct(one, role) if not 0 <= value < len(names)]
+    if wrong and recipe.data.on_bad_row == "skip":
+        findings.splits[one.split] = _without(one, role, wrong)
+        return
+    for value in wrong:
+        what = "hidden or missing" if value == HIDDEN else f"none of the {len(names)} classes"
+        findings.problems.add(
+            "labels out of range", f"{one.split}: label {value} is {what} ({_rows_with(one, role, value)})"
+        )
+
+
+def _without(one: Rows, role: str, wrong: list[Any]) -> Rows:
+    bad = [
+        first + row
+        for first, (values,) in blocks(one, [role])
+        for row, value in enumerate(values)
+        if (value in wrong if role == "label" else set(value) & set(wrong))
+    ]
+    ids = one.table.column("id").take(pa.array(bad)).to_pylist()
+    kept = subset(one, np.setdiff1d(np.arange(len(one)), bad))
+    reason = "label out of range"
+    return replace(kept, dropped=one.dropped | {reason: one.dropped.get(reason, []) + ids})
+
+
+def _numbers(one: Rows, findings: Findings) -> None:
+    """Labels of a regression that come as text must be finite numbers."""
+    if not pa.types.is_string(one.table.schema.field("label").type):
+        return
+    for value in _distinct(one, "label"):
+        if not _is_number(value):
+            findings.problems.add(
+                "labels that are no numbers",
+                f"{one.split}: a regression needs finite numbers as labels, found {value!r}"
+                f" ({_rows_with(one, 'label', value)})",
+            )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def count(recipe: Recipe, findings: Findings) -> None:
+    """Note the rows of each split, and of each label where labels are classes."""
+    for split, one in findings.splits.items():
+        role = next((role for role in ("label", "labels") if role in one.table.column_names), None)
+        if role is None or _regression(recipe, one):
+            findings.notes.append(f"{split}: {len(one):,} rows")
+            continue
+        names = one.class_names.get(role)
+        counts: Counter[Any] = Counter()
+        for _, (values,) in blocks(one, [role]):
+            counts.update(values if role == "label" else chain.from_iterable(values))
+        named = {names[value] if names and 0 <= value < len(names) else str(value): n for value, n in counts.items()}
+        findings.notes.append(f"{split}: {len(one):,} rows; {_count_words(named)}")
+
+
+def _count_words(counts: dict[str, int]) -> str:
+    if len(counts) <= SHOWN_LABELS:
+        ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+        return ", ".join(f"{name} {count:,}" for name, count in ordered)
+    return f"{len(counts)} labels with {min(counts.values()):,} to {max(counts.values()):,} rows each"
