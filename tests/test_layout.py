@@ -29,7 +29,7 @@ inference
 tasks.base
 tasks.sequence tasks.token tasks.span tasks.seq2seq tasks
 problems readers conll values columns parse files hub splits data
-audit
+findings labels audit
 dropout attention pretrained model
 batching
 optim
