@@ -64,6 +64,8 @@ def _value(document: Document, path: KeyPath, text: str) -> Any:
         return _text_or_number(kind, path, text)
     if _is_words(kind) and not _is_structure(kind, text):
         return text
+    if not text.strip():
+        raise ValueError(f"expected {keys.expected(path)}, found nothing; null takes the default")
     parsed = read(text.encode("utf-8"))
     if parsed.problems:
         raise ValueError("; ".join(problem.text for problem in parsed.problems))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Sequence
+import re
+from collections.abc import Collection, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ __all__ = [
 
 MAX_SHOWN = 50
 MAX_KEY = 120  # characters of a key in a message
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 STAND_INS: dict[KeyPath, Any] = {  # so that the rest of a recipe can be judged where these are missing or wrong
     ("model",): {"checkpoint": "x"},
     ("model", "checkpoint"): "x",
@@ -136,13 +138,14 @@ def _empty_blocks(document: Document, origins: Container[KeyPath]) -> list[Probl
     return [Problem(None, dotted(path), text, path) for path in empty if keys.may_be_left_out(path)]
 
 
-def _validate(document: Document, origins: Container[KeyPath] = ()) -> tuple[Recipe | None, list[Problem]]:
+def _validate(document: Document, origins: Collection[KeyPath] = ()) -> tuple[Recipe | None, list[Problem]]:
     """The recipe, and what is wrong with it; settings that are wrong themselves are left out of the other checks."""
     try:
         recipe = Recipe.model_validate(document.value)
         problems: list[Problem] = []
     except ValidationError as error:
-        problems = explain(error, document.value, document.written, origins)
+        made = {origin[: end + 1] for origin in origins for end in range(len(origin))} - set(document.lines)
+        problems = explain(error, document.value, document.written, made | set(origins))
         try:
             recipe = Recipe.model_validate(_without(document.value, [problem.path for problem in problems]))
         except ValidationError:
@@ -178,16 +181,22 @@ def _without(data: dict[str, Any], wrong: list[KeyPath]) -> dict[str, Any]:
     """A copy of `data` with stand-ins for what is wrong and needed, and without the rest of what is wrong."""
     kept: dict[str, Any] = copy.deepcopy(data)
     for path in sorted(wrong, key=len, reverse=True):
-        if any(isinstance(part, int) for part in path):
-            path = path[: next(number for number, part in enumerate(path) if isinstance(part, int))]
-        block: Any = kept
-        for part in path[:-1]:
-            block = block.get(part) if isinstance(block, dict) else None
-        if isinstance(block, dict):
-            block.pop(path[-1], None)
-            if path in STAND_INS:
-                block[path[-1]] = copy.deepcopy(STAND_INS[path])
+        whole = next((end for end, part in enumerate(path) if isinstance(part, int)), len(path))  # not parts of lists
+        _remove(kept, path[:whole])
     return kept
+
+
+def _remove(data: dict[str, Any], path: KeyPath) -> None:
+    blocks: list[Any] = [data]
+    for part in path[:-1]:
+        blocks.append(blocks[-1].get(part) if isinstance(blocks[-1], dict) else None)
+    if not isinstance(blocks[-1], dict):
+        return
+    blocks[-1].pop(path[-1], None)
+    if path in STAND_INS:
+        blocks[-1][path[-1]] = copy.deepcopy(STAND_INS[path])
+    elif not blocks[-1] and len(path) > 1 and not keys.is_block(keys.annotation(path[:-1])):
+        _remove(data, path[:-1])  # a mapping of names may not be empty
 
 
 def _message(name: str, document: Document, origins: dict[KeyPath, str]) -> str:
@@ -215,6 +224,8 @@ def _line(
 
 
 def _short(text: str) -> str:
+    """A key or an override as it can be printed on one line."""
+    text = _UNPRINTABLE.sub("?", text)
     return text if len(text) <= MAX_KEY else f"{text[: MAX_KEY - 1]}…"
 
 

@@ -57,7 +57,7 @@ def explain(
             text = _wrong_value(path, value, written.get(path))
         else:
             text = f"expected another value, found {found(value, written.get(path))}"
-        problems[path] = Problem(None, dotted(path), text, path)
+        problems.setdefault(path, Problem(None, dotted(path), text, path))
     above = {path[:end] for path in problems for end in range(len(path))}
     return [problem for path, problem in problems.items() if not _repeated(problem, path in above, meant)]
 
@@ -80,7 +80,8 @@ def _place(location: tuple[str | int, ...], data: Any) -> tuple[KeyPath, Any]:
 
 def _about(path: KeyPath) -> str:
     text = keys.description(path)
-    return text[:1].lower() + text[1:].rstrip(".") if text[1:2].islower() else text.rstrip(".")
+    lower = text[1:2].islower() and not text.startswith("Hub ")
+    return (text[:1].lower() if lower else text[:1]) + text[1:].rstrip(".")
 
 
 def _wrong_name(path: KeyPath) -> str:

@@ -28,7 +28,8 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
-FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_LINE_SEPARATORS = re.compile("[\u2028\u2029\ufeff]")  # line breaks to a YAML reader
 _PLAIN = re.compile(r"([A-Za-z_/]|\.\.?/)[\w./@+-]*( [\w./@+-]+)*", re.ASCII)
 
 
@@ -193,26 +194,23 @@ def read(content: bytes) -> Document:
     Whatever is wrong with it is in `.problems`; `.value` then holds what could be read.
     """
     if len(content) > MAX_BYTES:
-        return Document(
-            complete=False, problems=[Problem(None, "", f"larger than {MAX_BYTES // 1024} KB; a recipe is small")]
-        )
+        return _refused(None, f"larger than {MAX_BYTES // 1024} KB; a recipe is small")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        return Document(
-            problems=[Problem(line, "", f"byte 0x{content[error.start]:02x} is not UTF-8; save it as UTF-8")]
-        )
+        return _refused(line, f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8")
     if found := FORBIDDEN.search(text):
         line = text.count("\n", 0, found.start()) + 1
-        return Document(
-            complete=False, problems=[Problem(line, "", f"character U+{ord(found[0]):04X} is not allowed; remove it")]
-        )
+        return _refused(line, f"character U+{ord(found[0]):04X} is not allowed; remove it")
     for number, written in enumerate(text.split("\n"), 1):
         if len(written) > MAX_LINE:
-            problem = Problem(number, "", f"a line of more than {MAX_LINE} characters; break it up")
-            return Document(complete=False, problems=[problem])
+            return _refused(number, f"a line of more than {MAX_LINE} characters; break it up")
     return _read(text)
+
+
+def _refused(line: int | None, text: str) -> Document:
+    return Document(complete=False, problems=[Problem(line, "", text)])
 
 
 def _read(text: str) -> Document:
@@ -248,9 +246,14 @@ def dump(value: Mapping[str, Any], indent: int = 0) -> str:
     return "".join(lines)
 
 
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
+
+
 def _inline(value: Any) -> str:
     if isinstance(value, str):
-        return value if _PLAIN.fullmatch(value) and scalar(value) == value else json.dumps(value, ensure_ascii=False)
+        plain = _PLAIN.fullmatch(value) and scalar(value) == value
+        return value if plain else _LINE_SEPARATORS.sub(_escaped, json.dumps(value, ensure_ascii=False))
     if isinstance(value, list):
         return f"[{', '.join(map(_inline, value))}]"
     if isinstance(value, Mapping):
