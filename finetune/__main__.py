@@ -1,0 +1,5 @@
+"""`python -m finetune` is the command `finetune`."""
+
+from finetune.cli import main
+
+main()

@@ -1,0 +1,144 @@
+"""Which rows form optimizer step k, and the key of its randomness: pure functions, so that a resume needs no state.
+
+The rows of a step depend on (seed, epoch, lengths, batch size) alone, never on the number of processes. Batches hold
+rows of similar length (little padding) and come in random order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+__all__ = ["Plan", "epoch_batches", "random_key", "share_of_rank", "sorted_batches"]
+
+POOL_BATCHES = 100  # batches that are sorted by length together: enough for little padding, few enough to stay random
+
+
+def epoch_batches(
+    lengths: np.ndarray, batch_size: int | None, seed: int, epoch: int, batch_tokens: int | None = None
+) -> list[np.ndarray]:
+    """The global batches of one epoch, in order; each int64 (rows of the step,), longest row first.
+
+    lengths: tokens of each feature, int (n,). Exactly one of `batch_size` (rows of a step) and `batch_tokens` (slots
+    of a step, padding included) is given. Every row comes once; one batch may be smaller than the others.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    pool = POOL_BATCHES * (batch_size or max(1, batch_tokens // max(1, int(np.mean(lengths)))))  # type: ignore[operator]
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), pool):
+        rows = order[start : start + pool]
+        rows = rows[np.argsort(-lengths[rows], kind="stable")]
+        batches += _cut(rows, lengths, batch_size, batch_tokens)
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def _cut(rows: np.ndarray, lengths: np.ndarray, size: int | None, tokens: int | None) -> list[np.ndarray]:
+    """Cut rows, sorted longest first, into batches of `size` rows, or of at most `tokens` slots."""
+    if size is not None:
+        # The smaller batch, if any, takes the shortest rows.
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
+    assert tokens is not None
+    batches = []
+    start = 0
+    while start < len(rows):
+        count = max(1, tokens // max(1, int(lengths[rows[start]])))
+        batches.append(rows[start : start + count])
+        start += count
+    return batches
+
+
+def sorted_batches(lengths: np.ndarray, rows: int, tokens: int) -> list[np.ndarray]:
+    """All features, longest first, in batches of at most `rows` rows and `tokens` slots: for evaluation.
+
+    The longest batch comes first, so that a shortage of memory shows at once.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        count = min(rows, max(1, tokens // max(1, int(lengths[order[start]]))))
+        batches.append(order[start : start + count])
+        start += count
+    return batches
+
+
+def share_of_rank(batch: np.ndarray, rank: int, processes: int, micro_rows: int) -> list[np.ndarray]:
+    """The micro-batches of one process: every `processes`-th row of the batch, cut into pieces of nearly equal size.
+
+    Every process gets the same number of pieces; a piece may be empty when the batch has fewer rows than processes.
+    """
+    longest_share = -(-len(batch) // processes)
+    pieces = max(1, -(-longest_share // micro_rows))
+    return np.array_split(batch[rank::processes], pieces)
+
+
+def random_key(*parts: int | str) -> int:
+    """A seed in [0, 2^63) from all parts. Source: SHA-256 of their decimal text."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass
+class Plan:
+    """All steps of a run. `steps` counts optimizer steps; step k (from 0) trains `rows(k)`."""
+
+    lengths: np.ndarray
+    batch_size: int | None
+    batch_tokens: int | None
+    seed: int
+    epochs: float | None
+    max_steps: int | None
+    steps: int = 0
+    steps_per_epoch: list[int] = field(default_factory=list)  # of the epochs seen so far
+    _epoch: int = -1
+    _batches: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.max_steps is not None:
+            self.steps = self.max_steps
+            return
+        assert self.epochs is not None
+        whole = int(self.epochs)
+        counts = [self._load(epoch) for epoch in range(whole + (self.epochs > whole))]
+        last = round((self.epochs - whole) * counts[-1]) if self.epochs > whole else 0
+        self.steps = max(1, sum(counts[:whole]) + last)
+
+    def _load(self, epoch: int) -> int:
+        """Make the batches of `epoch` current; their number."""
+        if epoch != self._epoch:
+            self._batches = epoch_batches(self.lengths, self.batch_size, self.seed, epoch, self.batch_tokens)
+            self._epoch = epoch
+        if epoch == len(self.steps_per_epoch):
+            self.steps_per_epoch.append(len(self._batches))
+        return len(self._batches)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """The epoch of a step and its number within that epoch."""
+        epoch = 0
+        while True:
+            count = self.steps_per_epoch[epoch] if epoch < len(self.steps_per_epoch) else self._load(epoch)
+            if step < count:
+                return epoch, step
+            step -= count
+            epoch += 1
+
+    def rows(self, step: int) -> np.ndarray:
+        """The global batch of step `step`, int64 (rows,), longest first."""
+        epoch, number = self.place(step)
+        self._load(epoch)
+        return self._batches[number]
+
+    def epochs_done(self, steps: int) -> float:
+        """How many epochs `steps` optimizer steps are."""
+        if steps == 0:
+            return 0.0
+        epoch, number = self.place(steps - 1)
+        return epoch + (number + 1) / self.steps_per_epoch[epoch]
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether step `step` is the last one of its epoch."""
+        epoch, number = self.place(step)
+        return number + 1 == self.steps_per_epoch[epoch]

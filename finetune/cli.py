@@ -1,0 +1,269 @@
+"""The command line: the only module that prints or exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finetune.errors import FinetuneError, RecipeError
+
+if TYPE_CHECKING:
+    from finetune.recipe import Recipe
+    from finetune.record import RunRecord
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="finetune",
+    help="Fine-tune a transformer from one recipe, evaluate it, publish it for transformers.pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+recipes_app = typer.Typer(help="The recipes that ship with this package.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Keys of the recipe to replace, in dotted form.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else.")]
+
+
+def main() -> None:
+    """Run the command line and end the process with the exit code of `finetune.errors`."""
+    _settle_environment()
+    try:
+        app(standalone_mode=False)
+    except FinetuneError as error:
+        _complain(error)
+        sys.exit(error.exit_code)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:
+        if _usage_error(error):
+            sys.exit(2)
+        raise
+
+
+def _settle_environment() -> None:
+    """Before any library reads it: no telemetry, no conversion service, no warnings meant for developers."""
+    for name, value in (
+        ("DISABLE_SAFETENSORS_CONVERSION", "1"),
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("TOKENIZERS_PARALLELISM", "true"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+    ):
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def _usage_error(error: Exception) -> bool:
+    """Print a wrong call of the command line as typer does; False for any other exception."""
+    show = getattr(error, "show", None)
+    if show is None or not hasattr(error, "exit_code"):
+        return False
+    show()
+    return True
+
+
+def _complain(error: FinetuneError) -> None:
+    rank = os.environ.get("RANK", "0")
+    prefix = "" if rank == "0" else f"[process {rank}] "
+    print(f"{prefix}{error}", file=sys.stderr)
+
+
+# -------------------------------------------------------------------------------------------- commands
+
+
+@app.command(epilog="Example: `finetune check recipes/quickstart/quickstart.yaml train.epochs=1`")
+def check(recipe: RecipePath, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Find everything that can be found wrong before training; train nothing."""
+    from finetune.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    from finetune import checking
+
+    with _listening(quiet) as events:
+        report = checking.check(loaded, events)
+    if not quiet:
+        print(report)
+
+
+@app.command(epilog="Example: `finetune train recipes/quickstart/quickstart.yaml train.epochs=1`")
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str, typer.Option(help="auto: continue what the output folder holds; never: refuse it.")
+    ] = "auto",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune, evaluate, export; push when the recipe has hub.repo_id. The same command continues a stopped run."""
+    from finetune.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    if resume not in ("auto", "never"):
+        raise RecipeError(f"--resume: expected auto or never, found {resume!r}")
+    from finetune import run
+
+    with _listening(quiet or as_json) as events:
+        record = run.train(loaded, resume="never" if resume == "never" else "auto", events=events)
+    if os.environ.get("RANK", "0") == "0":
+        _show(record, quiet, as_json, _after_training(loaded, record))
+
+
+@app.command(
+    epilog="Example: `finetune evaluate recipes/quickstart/quickstart.yaml --checkpoint runs/quickstart/export`"
+)
+def evaluate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    checkpoint: Annotated[list[str] | None, typer.Option(help="A folder or Hub id; may be repeated.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, validation or test; else test where there is one.")] = None,
+    labels: Annotated[str, typer.Option(help="old=new,…: which label of the checkpoint is which of the data.")] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the record there as well.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate existing checkpoints on the recipe's data; needs no train block."""
+    from finetune.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    if not checkpoint:
+        raise RecipeError("--checkpoint: missing; give a folder or a Hub id, for example runs/quickstart/export")
+    renamed = _pairs(labels)
+    from finetune import assessment
+
+    with _listening(quiet) as events:
+        records = [assessment.evaluate(loaded, name, split=split, labels=renamed, events=events) for name in checkpoint]
+    if json_file is not None:
+        content = [record.model_dump(mode="json") for record in records]
+        json_file.write_text(json.dumps(content if len(content) > 1 else content[0], indent=2) + "\n", encoding="utf-8")
+    if not quiet:
+        from finetune import tables
+
+        tables.show_evaluations(dict(zip(checkpoint, records, strict=True)))
+
+
+def _pairs(text: str) -> dict[str, str]:
+    pairs = [item.partition("=") for item in text.split(",") if item]
+    if any(not sign for _, sign, _ in pairs):
+        raise RecipeError(f"--labels: expected old=new,…, found {text!r}")
+    return {old.strip(): new.strip() for old, _, new in pairs}
+
+
+@app.command(epilog='Example: `echo \'{"text": "Where is my parcel?"}\' | finetune predict runs/quickstart/export`')
+def predict(
+    model: Annotated[str, typer.Argument(metavar="DIR_OR_ID", help="A folder or a Hub id.")],
+    input_file: Annotated[
+        str, typer.Option("--input", help="JSON lines with roles as keys; - is standard input.")
+    ] = "-",
+    output_file: Annotated[str, typer.Option("--output", help="JSON lines; - is standard output.")] = "-",
+) -> None:
+    """Read JSON lines, write them with a `prediction`, made by the pipeline a reader of the model page would call."""
+    from finetune import prediction
+
+    source = sys.stdin if input_file == "-" else open(input_file, encoding="utf-8")  # noqa: SIM115
+    target = sys.stdout if output_file == "-" else open(output_file, "w", encoding="utf-8")  # noqa: SIM115
+    with source, target:
+        for line in prediction.predict_lines(model, source):
+            target.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+@app.command(epilog="Example: `finetune push runs/quickstart --repo-id me/quickstart --private`")
+def push(
+    run_dir: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    repo_id: Annotated[str | None, typer.Option(help="NAMESPACE/NAME; else that of the recipe.")] = None,
+    private: Annotated[bool | None, typer.Option("--private/--public", help="Else as the recipe says.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Push as a pull request.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Verify the export in a fresh process, then upload it. Can be repeated."""
+    from finetune import run
+
+    with _listening(quiet) as events:
+        record = run.push(run_dir, repo_id=repo_id, private=private, create_pr=create_pr, events=events)
+    if not quiet and record.published is not None:
+        print(f"published: {record.published.url} (commit {record.published.commit[:12]})")
+
+
+@app.command(epilog="Example: `finetune schema > recipe.schema.json`")
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from finetune.recipe import schema as recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))
+
+
+@recipes_app.command("list", epilog="Example: `finetune recipes list`")
+def recipes_list() -> None:
+    """List the shipped recipes."""
+    from finetune import shipped
+
+    for name, summary in shipped.summaries():
+        print(f"{name:45} {summary}")
+
+
+@recipes_app.command("show", epilog="Example: `finetune recipes show quickstart/quickstart`")
+def recipes_show(name: Annotated[str, typer.Argument(help="As `recipes list` prints it.")]) -> None:
+    """Print one recipe."""
+    from finetune import shipped
+
+    print(shipped.find(name).read_text(encoding="utf-8"), end="")
+
+
+@recipes_app.command("copy", epilog="Example: `finetune recipes copy quickstart/quickstart my-recipes`")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="As `recipes list` prints it.")],
+    dest: Annotated[Path, typer.Argument(help="A folder; made when missing.")],
+) -> None:
+    """Copy one recipe, with the data it ships with, into a folder of your own."""
+    from finetune import shipped
+
+    for path in shipped.copy(name, dest):
+        print(path)
+
+
+# -------------------------------------------------------------------------------------------- printing
+
+
+def _listening(quiet: bool) -> Any:
+    """A context that gives the Events a command reports to: bars on a terminal, plain lines elsewhere, or nothing."""
+    from finetune import console
+
+    return console.silent() if quiet or os.environ.get("RANK", "0") != "0" else console.reporting()
+
+
+def _show(record: RunRecord, quiet: bool, as_json: bool, after: Callable[[], Sequence[str]]) -> None:
+    if as_json:
+        print(record.model_dump_json(indent=2))
+    elif not quiet:
+        from finetune import tables
+
+        tables.show_run(record)
+        for line in after():
+            print(line)
+
+
+def _after_training(recipe: Recipe, record: RunRecord) -> Callable[[], Sequence[str]]:
+    """Where the model is and how to call it."""
+
+    def lines() -> list[str]:
+        model = record.published.repo_id if record.published else f"{recipe.output}/export"
+        assert record.model is not None
+        return ["", f"model: {model}", "", record.model.snippet.replace("{model}", model)]
+
+    return lines

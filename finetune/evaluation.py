@@ -1,0 +1,69 @@
+"""Predictions and results of a model on a split; labels of a checkpoint matched to those of the data by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import Accelerator
+
+from finetune import loop
+from finetune.bootstrap import mean_interval
+from finetune.errors import ModelError
+from finetune.events import Events
+from finetune.features import Features
+from finetune.record import SplitResults
+from finetune.rows import Rows
+from finetune.tasks.base import Predictions, Task
+
+__all__ = ["match_labels", "predict_split", "score_split", "values"]
+
+
+def predict_split(
+    accelerator: Accelerator, model: Any, task: Task, tokenizer: Any, features: Features, rows: Rows, events: Events
+) -> Predictions | None:
+    """Predictions for every row, in the order of the rows, on the main process; None on the others."""
+    was_training = model.training
+    model.eval()
+
+    def tell(done: int, total: int) -> None:
+        events.progress(f"evaluate {rows.split}", done, total, {})
+
+    try:
+        outputs = loop.predict(accelerator, model, task, features, tokenizer, on_batch=tell)
+    finally:
+        model.train(was_training)
+    return None if outputs is None else task.decode(outputs, features, rows)
+
+
+def score_split(task: Task, predictions: Predictions, names: Sequence[str] | None) -> SplitResults:
+    """Metrics and the mean loss, with intervals; `names` None means the defaults of the task."""
+    results = task.score(predictions, names)
+    return SplitResults(n=len(predictions.ids), metrics=results | {"loss": mean_interval(predictions.loss)})
+
+
+def values(task: Task, predictions: Predictions, names: Sequence[str]) -> dict[str, float | None]:
+    """Metrics without intervals, and the mean loss: for the curve of a run."""
+    found = {name: metric.value for name, metric in task.score(predictions, names).items()}
+    return found | {"loss": float(predictions.loss.mean())}
+
+
+def match_labels(own: Sequence[str], wanted: Sequence[str], renamed: dict[str, str], checkpoint: str) -> list[str]:
+    """The labels of a checkpoint, in its order, spelled as in the data.
+
+    own: names in the checkpoint's config. wanted: names in the data. renamed: the user's own mapping, old name to new.
+    Names are equal when they differ only in case. Raises ModelError with both lists when a label of the data is left
+    without a partner.
+    """
+    unknown = sorted(set(renamed) - set(own))
+    if unknown:
+        raise ModelError(f"--labels: {checkpoint} has no label {', '.join(unknown)}; it has {', '.join(own)}")
+    spelling = {name.casefold(): name for name in wanted}
+    found = [renamed.get(name, spelling.get(name.casefold(), name)) for name in own]
+    missing = sorted(set(wanted) - set(found))
+    if missing or len(set(found)) < len(found):
+        raise ModelError(
+            f"{checkpoint}: its labels are {', '.join(own)}; the data's are {', '.join(wanted)};"
+            f" without a partner: {', '.join(missing)}; say which is which: --labels old=new,…"
+        )
+    return found

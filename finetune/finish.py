@@ -1,0 +1,213 @@
+"""After the loop: export, results from the exported weights, card, verification in a fresh process, push."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+
+from finetune import carbon, card, evaluation, hardware, loop, model, publish
+from finetune.carbon import Carbon
+from finetune.checkpoint import storage_errors
+from finetune.errors import RecipeError
+from finetune.events import Events
+from finetune.folder import RunFolder
+from finetune.job import Job
+from finetune.preparation import Prepared, encode_now
+from finetune.pretrained import Checkpoint
+from finetune.recipe import Recipe
+from finetune.record import Best, Export, RunRecord, Training, write_atomic
+from finetune.tasks.base import Predictions
+from finetune.tracking import Tracking
+
+__all__ = ["conclude", "push"]
+
+VERIFIED_ROWS = 20
+VERIFIED_TEXTS = ("", "Привет, мир! 你好，世界。 שלום עולם", "word " * 2000)
+
+
+def conclude(job: Job, ready: Prepared, fit: loop.Fit, meter: Carbon, tracking: Tracking | None) -> None:
+    """From the last step to a finished, or published, run. Raises PublishError when the run is whole but not out."""
+    record, folder = job.record, job.folder
+    record.training = _training(fit)
+    record.best = _best(fit, job.recipe, ready)
+    if job.main:
+        job.events.message("exporting, and evaluating what was exported")
+        _export(job, ready, fit)
+    fit.accelerator.wait_for_everyone()
+    with meter.phase("evaluate"):
+        net = model.load_for_evaluation(Checkpoint("export", folder.export), type(ready.task)).model
+        net.to(fit.accelerator.device)
+        found = _predictions(job, ready, fit, net)
+    emissions = carbon.combine(gather_object([meter.close() if meter.enabled else None]))
+    if not job.main:
+        return
+    _results(job, ready, found)
+    model.write_config(net.config, ready.task, folder.export)
+    _write_cases(job, ready, fit, net)
+    record.emissions = emissions
+    carbon.write_csv(folder.emissions, emissions, meter.facts)
+    write_card(job.recipe, folder, record)
+    record.export = Export(files=model.describe_files(folder.export))
+    if tracking is not None:
+        record.tracking = tracking.finish(record)
+    record.status = "finished"
+    folder.write_record(record)
+    verify(folder, record, job.events)
+    if job.recipe.hub is not None:
+        push(job.recipe, folder, record, job.events)
+
+
+def _training(fit: loop.Fit) -> Training:
+    progress = fit.progress
+    seconds = progress.seconds
+    return Training(
+        steps=progress.step,
+        epochs=round(fit.plan.epochs_done(progress.step), 4),
+        examples=progress.examples,
+        tokens=progress.tokens,
+        padding_share=1 - progress.tokens / progress.slots if progress.slots else None,
+        seconds=round(seconds, 3),
+        tokens_per_second=round(progress.tokens / seconds, 1) if seconds else None,
+        seconds_to_first_step=_rounded(fit.first_step_time),
+        peak_memory_bytes=hardware.peak_memory_bytes(),
+        resumed_from=progress.resumed_from,
+        inexact=progress.inexact,
+        sample_log_sha256=progress.sample_log_sha256,
+    )
+
+
+def _rounded(moment: float | None) -> float | None:
+    return None if moment is None else round(hardware.seconds_since_start(moment), 2)
+
+
+def _best(fit: loop.Fit, recipe: Recipe, ready: Prepared) -> Best | None:
+    if fit.progress.best_step is None or fit.progress.best_value is None:
+        return None
+    metric = recipe.evaluate.select_on or ready.task.default_metric()
+    return Best(step=fit.progress.best_step, metric=metric, value=fit.progress.best_value)
+
+
+def _export(job: Job, ready: Prepared, fit: loop.Fit) -> None:
+    """Put the best weights (without validation: the last) into the model and write `export/`, complete or absent."""
+    net = fit.accelerator.unwrap_model(fit.model)
+    if fit.best is not None:
+        parameters = dict(net.named_parameters())
+        with torch.no_grad():
+            for name, value in fit.best.items():
+                parameters[name].copy_(value)
+    temporary = job.folder.path / ".tmp-export"
+    base = job.recipe.card.base_model or (None if "://" in ready.checkpoint.name else ready.checkpoint.name)
+    with storage_errors("writing export/"):
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.export(
+            net.cpu(),
+            ready.tokenizer,
+            ready.task,
+            temporary,
+            base=base if ready.checkpoint.revision else job.recipe.card.base_model,
+        )
+        shutil.rmtree(job.folder.export, ignore_errors=True)
+        temporary.rename(job.folder.export)
+
+
+def _predictions(job: Job, ready: Prepared, fit: loop.Fit, net: Any) -> dict[str, Predictions | None]:
+    """Predictions of the exported fp32 weights for every split but train."""
+    names = [name for name in ready.splits if name != "train"]
+    return {
+        name: evaluation.predict_split(
+            fit.accelerator, net, ready.task, ready.tokenizer, ready.features[name], ready.splits[name], job.events
+        )
+        for name in names
+    }
+
+
+def _results(job: Job, ready: Prepared, found: dict[str, Predictions | None]) -> None:
+    """Tune on validation, score every split, write the predictions."""
+    tuned = found.get("validation")
+    if tuned is not None:
+        ready.task.tune(tuned)
+    for name, predictions in found.items():
+        assert predictions is not None
+        job.record.results[name] = evaluation.score_split(ready.task, predictions, job.recipe.evaluate.metrics)
+        job.folder.write_lines(job.folder.predictions / f"{name}.jsonl", ready.task.records(predictions))
+    job.record.baselines = ready.task.baselines(ready.splits)
+    assert job.record.model is not None
+    job.record.model.notes = ready.task.notes()
+
+
+def _write_cases(job: Job, ready: Prepared, fit: loop.Fit, net: Any) -> None:
+    """Store what the published pipeline must answer: to 20 rows, and to texts that often break a pipeline."""
+    name = next(name for name in ("test", "validation", "train") if name in ready.splits)
+    rows = ready.splits[name]
+    index = np.unique(np.linspace(0, len(rows) - 1, min(VERIFIED_ROWS, len(rows))).astype(np.int64))
+    probes = ready.task.probes(rows, index, VERIFIED_TEXTS)
+    features = encode_now(probes, ready.task, ready.tokenizer)
+    # Alone on this process: the others have left.
+    outputs = loop.predict_here(net, ready.task, features, ready.tokenizer, fit.accelerator.device)
+    cases = ready.task.cases(probes, ready.task.decode(outputs, features, probes))
+    job.folder.write_lines(job.folder.verification, map(asdict, cases))
+
+
+def write_card(recipe: Recipe, folder: RunFolder, record: RunRecord, repo_id: str | None = None) -> None:
+    """Write export/README.md for the given or the recipe's repository."""
+    repo_id = repo_id or (recipe.hub.repo_id if recipe.hub is not None else None)
+    with storage_errors("writing the card"):
+        write_atomic(folder.export / "README.md", card.render(recipe, record, repo_id))
+
+
+def verify(folder: RunFolder, record: RunRecord, events: Events) -> None:
+    """Load `export/` in a fresh process and compare its answers with those stored. Raises PublishError."""
+    assert record.model is not None
+    assert record.export is not None
+    events.message("verifying the export in a fresh process")
+    result = publish.verify(
+        folder.export, publish.read_cases(folder.verification), record.model.pipeline, modules=inference_modules(folder)
+    )
+    record.export.verified, record.export.max_score_difference = True, result.max_score_difference
+    folder.write_record(record)
+
+
+def push(
+    recipe: Recipe,
+    folder: RunFolder,
+    record: RunRecord,
+    events: Events,
+    *,
+    repo_id: str | None = None,
+    private: bool | None = None,
+    create_pr: bool = False,
+) -> None:
+    """Verify and push `export/`; the record says where it went. Arguments win over the recipe's. Raises PublishError.
+
+    The pushed commit is loaded once more, as a reader would.
+    """
+    assert record.model is not None
+    repo_id = repo_id or (recipe.hub.repo_id if recipe.hub is not None else None)
+    if repo_id is None:
+        raise RecipeError("hub.repo_id: missing; name the repository in the recipe, or with --repo-id NAMESPACE/NAME")
+    if private is None:
+        private = recipe.hub.private if recipe.hub is not None else True
+    write_card(recipe, folder, record, repo_id)
+    record.export = Export(files=model.describe_files(folder.export))
+    verify(folder, record, events)
+    modules = inference_modules(folder)
+    events.message(f"pushing to {repo_id}")
+    repeat = f"finetune push {folder.path}"
+    published = publish.push(folder.export, repo_id, private, create_pr=create_pr, modules=modules, repeat=repeat)
+    record.published = published
+    folder.write_record(record)
+    events.message(f"loading {repo_id} at commit {published.commit[:12]} in a fresh process")
+    cases = publish.read_cases(folder.verification)
+    record.published = publish.verify_pushed(published, cases, record.model.pipeline, modules=modules)
+    record.status = "published"
+    folder.write_record(record)
+
+
+def inference_modules(folder: RunFolder) -> list[str]:
+    """Names of the modules of ours that the export carries."""
+    return sorted(path.name for path in folder.export.glob("*.py"))

@@ -1,0 +1,126 @@
+"""The run folder: its places, its lock, its log of metrics. Only the main process writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from finetune.checkpoint import storage_errors
+from finetune.errors import OutputError, StorageError
+from finetune.recipe import Recipe
+from finetune.record import RunRecord, write_atomic
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """A run's folder on disk; the layout of the contract."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "run.json"
+        self.recipe = path / "recipe.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.predictions = path / "predictions"
+        self.checkpoints = path / "checkpoints"
+        self.evaluations = path / "evaluations"
+        self.export = path / "export"
+        self.emissions = path / "emissions.csv"
+        self.tracking = path / "tracking"
+        self.verification = path / "verification.jsonl"
+        self._lock = FileLock(str(path / ".lock"), timeout=0)
+
+    def open(self) -> None:
+        """Create the folder, prove that files can be written and renamed in it, and lock it.
+
+        Raises OutputError when another process holds it or it cannot be written.
+        """
+        self.probe()
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise OutputError(
+                f"output: {self.path} is used by another run ({self._holder()}); wait for it, end it, or choose another"
+                " output"
+            ) from error
+        (self.path / ".holder").write_text(
+            f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n",
+            encoding="utf-8",
+        )
+
+    def probe(self) -> None:
+        """Prove that files can be written, synced and renamed here. Raises OutputError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe-{os.getpid()}"
+            write_atomic(probe, "probe\n")
+            probe.unlink()
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise OutputError(f"output: {self.path} cannot be written ({why}); choose another output") from error
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock.is_locked:
+            (self.path / ".holder").unlink(missing_ok=True)
+            self._lock.release()
+
+    def _holder(self) -> str:
+        try:
+            return (self.path / ".holder").read_text(encoding="utf-8").strip()
+        except OSError:
+            return "its holder left no name"
+
+    def require_space(self, needed_bytes: int) -> None:
+        """Raises StorageError when the disk has less than `needed_bytes` free."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed_bytes:
+            raise StorageError(
+                f"output: {self.path} needs about {needed_bytes / 1e9:.1f} GB for checkpoints and the export,"
+                f" {free / 1e9:.1f} GB are free; free some space or choose another output"
+            )
+
+    def read_record(self) -> RunRecord | None:
+        """The record of an earlier start, or None. Raises OutputError when run.json is no record."""
+        try:
+            return RunRecord.read(self.record)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise OutputError(f"{self.record}: not a record this version reads; move the folder away") from error
+
+    def write_record(self, record: RunRecord) -> None:
+        """Raises StorageError."""
+        with storage_errors("writing run.json"):
+            record.write(self.record)
+
+    def write_recipe(self, recipe: Recipe, versions: dict[str, str]) -> None:
+        """The resolved recipe, with the versions it runs with as comments. Raises StorageError."""
+        header = "".join(f"# {name} {number}\n" for name, number in versions.items())
+        with storage_errors("writing recipe.yaml"):
+            write_atomic(self.recipe, header + recipe.to_yaml())
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl. Raises StorageError."""
+        with storage_errors("writing metrics.jsonl"), open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def cut_metrics(self, lines: int) -> None:
+        """Keep the first `lines` lines of metrics.jsonl: what was logged after the resumed checkpoint comes again."""
+        if self.metrics.is_file():
+            kept = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
+            write_atomic(self.metrics, "".join(kept))
+
+    def write_lines(self, path: Path, lines: Iterable[dict[str, Any]]) -> None:
+        """A JSON-lines file, by temporary file and rename. Raises StorageError."""
+        with storage_errors(f"writing {path.name}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -1,0 +1,137 @@
+"""What the run runs on: devices, threads, versions, memory; and whether bf16 pays here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from finetune.errors import RecipeError
+
+__all__ = [
+    "be_deterministic",
+    "describe",
+    "peak_memory_bytes",
+    "probe_precision",
+    "refuse_impossible_precision",
+    "seconds_since_start",
+    "threads_for",
+    "versions",
+]
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "accelerate",
+    "peft",
+    "evaluate",
+    "safetensors",
+    "huggingface_hub",
+    "codecarbon",
+    "wandb",
+    "numpy",
+    "scikit-learn",
+)
+PROBE_SECONDS = 1.0
+PAYS = 0.9  # bf16 is chosen where its step takes less than this share of an fp32 step
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of the libraries that decide the numbers."""
+    found = {"python": platform.python_version(), "headswap": _version("headswap")}
+    return found | {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def describe() -> dict[str, Any]:
+    """The kind of machine; no name of it, no address."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": gpus,
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def threads_for(local_processes: int) -> int:
+    """The threads of one process when the cores it may use are shared by the processes of the node; at least one.
+
+    OMP_NUM_THREADS wins where it is set: on a machine shared with others fewer threads are faster.
+    """
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable) // max(1, local_processes))
+
+
+def be_deterministic() -> None:
+    """Make torch use deterministic algorithms, and raise where there is none.
+
+    Source: torch's notes on reproducibility; the cuBLAS variable must be set before the first use of cuBLAS.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def seconds_since_start(moment: float) -> float:
+    """From the start of this process to `moment` (seconds since the epoch)."""
+    return float(moment - psutil.Process().create_time())
+
+
+def peak_memory_bytes() -> int:
+    """The most memory held so far: of the GPU's allocator where there is one, else resident memory of this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def refuse_impossible_precision(precision: str, on_cpu: bool) -> None:
+    """Raises RecipeError for fp16 on a CPU, where Accelerate would train in fp32 without a word."""
+    if precision == "fp16" and on_cpu:
+        raise RecipeError("train.precision: fp16 needs a GPU; on a CPU use auto, bf16 or fp32")
+
+
+def probe_precision(step: Callable[[str], None]) -> tuple[str, dict[str, float]]:
+    """bf16 or fp32, whichever makes `step(precision)` faster here, and the seconds of each (best of the rounds).
+
+    Takes about a second after one warm-up of each; the two alternate, so that a busy machine slows both alike.
+    """
+    best = {"fp32": float("inf"), "bf16": float("inf")}
+    for precision in best:
+        step(precision)
+    end = time.perf_counter() + PROBE_SECONDS
+    while time.perf_counter() < end:
+        for precision in best:
+            started = time.perf_counter()
+            step(precision)
+            best[precision] = min(best[precision], time.perf_counter() - started)
+    return ("bf16" if best["bf16"] < PAYS * best["fp32"] else "fp32"), best

@@ -1,0 +1,403 @@
+"""The training loop and the prediction loop. They know no task, no tracker and no Hub.
+
+One optimizer step is one global batch: its gradient is (sum of the loss over the batch) / (its count), whatever the
+micro-batches and the number of processes. Rows and randomness of step k are functions of (seed, k), so a resumed run
+makes the very steps the uninterrupted one would have made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from finetune import batching, optim
+from finetune.batching import Plan
+from finetune.checkpoint import Progress, Snapshot
+from finetune.errors import NonFiniteError, Preempted
+from finetune.features import Features
+from finetune.recipe import TrainBlock
+from finetune.rows import Rows
+from finetune.signals import StopFlag
+from finetune.tasks.base import Task
+
+__all__ = ["Fit", "fit", "predict", "predict_here", "restore", "snapshot", "trainable_weights"]
+
+FP16_SKIPS = 20  # consecutive overflows after which fp16 training is given up
+LOG_EVERY = 10  # steps
+
+
+@dataclass
+class Fit:
+    """Everything one call of `fit` needs; `progress` and `best` change while it runs."""
+
+    accelerator: Accelerator
+    model: Any  # prepared by the Accelerator
+    optimizer: Any  # prepared by the Accelerator
+    task: Task
+    tokenizer: Any
+    features: Features
+    rows: Rows
+    plan: Plan
+    settings: TrainBlock
+    progress: Progress
+    stop: StopFlag
+    evaluate_every: int | None  # steps; None: at the end of each epoch
+    patience: int | None
+    larger_is_better: bool
+    evaluate: Callable[[], float | None] | None  # the value that selects, the same on every process
+    log: Callable[[dict[str, float]], None]
+    save: Callable[[Snapshot], None]
+    save_due: Callable[[int], bool]  # asked on the main process after each step
+    best: dict[str, torch.Tensor] | None = None
+    counts: np.ndarray = field(init=False)
+    lengths: np.ndarray = field(init=False)
+    warmup: int = field(init=False)
+    skips: int = 0  # consecutive, fp16
+    first_step_time: float | None = None  # when this process had made its first step, seconds since the epoch
+
+    def __post_init__(self) -> None:
+        self.counts = self.task.counts(self.features)
+        self.lengths = self.features.lengths
+        self.warmup = optim.warmup_steps(self.settings.warmup, self.plan.steps)
+
+
+def fit(run: Fit) -> None:
+    """Train to the end of the plan, to early stopping, or until a stop is asked for.
+
+    Raises NonFiniteError before a step from a non-finite gradient, and Preempted after saving on a stop request.
+    """
+    progress, accelerator = run.progress, run.accelerator
+    window = torch.tensor(progress.window_loss, dtype=torch.float64, device=_accumulator_device(accelerator))
+    _settle_buckets(run)
+    while True:
+        if progress.evaluation_owed:
+            _evaluate(run)
+        if progress.step >= run.plan.steps or progress.stopped_early:
+            break
+        started = time.perf_counter()
+        rows = run.plan.rows(progress.step)
+        window += _optimizer_step(run, rows)
+        run.first_step_time = run.first_step_time or time.time()
+        _count(run, rows)
+        progress.seconds += time.perf_counter() - started
+        if progress.step % LOG_EVERY == 0 or progress.step == run.plan.steps:
+            _log(run, window)
+        progress.evaluation_owed = run.evaluate is not None and _evaluation_due(run)
+        stop, due = _agree(accelerator, bool(run.stop), accelerator.is_main_process and run.save_due(progress.step))
+        if stop or due:
+            started = time.perf_counter()
+            progress.window_loss = float(window)
+            run.save(snapshot(run))
+            progress.seconds += time.perf_counter() - started
+        if stop:
+            reason = run.stop.reason or "another process was asked to stop"
+            raise Preempted(
+                f"stopped at step {progress.step} of {run.plan.steps} ({reason}); the same command continues"
+            )
+    progress.window_loss = float(window)
+
+
+# -------------------------------------------------------------------------------------------- one optimizer step
+
+
+def _optimizer_step(run: Fit, rows: np.ndarray) -> torch.Tensor:
+    """Make one optimizer step from the global batch `rows`; the loss of the step, float64 (), the same on all ranks."""
+    progress, accelerator = run.progress, run.accelerator
+    rate = optim.learning_rate(
+        run.settings.schedule, run.settings.learning_rate, progress.step, run.plan.steps, run.warmup
+    )
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    loss = _gradients(run, rows)
+    trainable = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    limit = run.settings.max_grad_norm
+    norm = accelerator.clip_grad_norm_(trainable, float("inf") if limit is None else limit)
+    if accelerator.scaler is None and not bool(torch.isfinite(norm)):
+        raise NonFiniteError(_non_finite(run, rows, "the gradient is NaN or infinite"))
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    if accelerator.scaler is not None:
+        _watch_scale(run, rows)
+    return loss
+
+
+def _gradients(run: Fit, rows: np.ndarray) -> torch.Tensor:
+    """Add up the gradients of the micro-batches, halving them when memory runs out; the loss of the global batch."""
+    while True:
+        try:
+            return _accumulate(run, rows)
+        except torch.OutOfMemoryError:
+            # With several processes the others already wait in a collective that this one will not reach.
+            if run.progress.micro_rows <= 1 or run.accelerator.num_processes > 1:
+                raise
+        run.optimizer.zero_grad(set_to_none=True)
+        run.progress.micro_rows = -(-run.progress.micro_rows // 2)
+        torch.cuda.empty_cache()
+
+
+def _accumulate(run: Fit, rows: np.ndarray) -> torch.Tensor:
+    accelerator, progress = run.accelerator, run.progress
+    count = float(run.counts[rows].sum())
+    world = accelerator.num_processes
+    pieces = batching.share_of_rank(rows, accelerator.process_index, world, progress.micro_rows)
+    total = torch.zeros((), dtype=torch.float64, device=_accumulator_device(accelerator))
+    for number, piece in enumerate(pieces):
+        last = number + 1 == len(pieces)
+        _seed(run.settings.seed, progress.step, number, accelerator.process_index)
+        with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
+            loss = _micro_loss(run, piece if len(piece) else rows[-1:])
+            scale = world / count if count and len(piece) else 0.0  # DDP takes the mean over the processes
+            accelerator.backward(loss * scale)
+        if len(piece) and count:
+            total += loss.detach().double() / count
+    return accelerator.reduce(total, "sum") if world > 1 else total
+
+
+def _micro_loss(run: Fit, index: np.ndarray) -> torch.Tensor:
+    batch = run.task.collate(run.features, index, run.tokenizer).to(run.accelerator.device)
+    return run.task.loss(run.model(**batch.inputs), batch)
+
+
+def _seed(seed: int, step: int, micro: int, rank: int) -> None:
+    """Key all generators of this process to one micro-step."""
+    key = batching.random_key(seed, "step", step, micro, rank)
+    torch.manual_seed(key)
+    random.seed(key)
+    np.random.seed(key % 2**32)
+
+
+def _accumulator_device(accelerator: Accelerator) -> torch.device:
+    """Where float64 sums live: on the accelerator itself, so that a step does not wait for the host."""
+    return torch.device(accelerator.device)
+
+
+def _settle_buckets(run: Fit) -> None:
+    """Let DDP arrange its gradient buckets before the first step, in fresh and resumed runs alike.
+
+    DDP regroups them after its first backward; with three or more processes another grouping means another order of
+    summation. Source: torch.nn.parallel.DistributedDataParallel, `_rebuild_buckets`.
+    """
+    if run.accelerator.num_processes == 1 or run.progress.step >= run.plan.steps:
+        return
+    for _ in range(2):
+        loss = _micro_loss(run, run.plan.rows(run.progress.step)[-1:])
+        run.accelerator.backward(loss * 0.0)
+        run.optimizer.zero_grad(set_to_none=True)
+
+
+def _non_finite(run: Fit, rows: np.ndarray, what: str) -> str:
+    ids = [run.rows.table.column("id")[int(run.features.scalars["row"][row])].as_py() for row in rows[:8]]
+    return (
+        f"step {run.progress.step + 1}: {what}; no step was made, and the last checkpoint is intact."
+        f" The batch holds the rows {', '.join(ids)}{' …' if len(rows) > 8 else ''}. Lower train.learning_rate, or use"
+        " precision fp32 or bf16"
+    )
+
+
+def _watch_scale(run: Fit, rows: np.ndarray) -> None:
+    """fp16: an overflow skips the update; too many in a row, or a scale below 1, end the run."""
+    skipped = bool(run.accelerator.optimizer_step_was_skipped)
+    run.skips = run.skips + 1 if skipped else 0
+    run.progress.skipped_steps += skipped
+    scale = run.accelerator.scaler.get_scale()
+    if run.skips > FP16_SKIPS or scale < 1:
+        raise NonFiniteError(
+            _non_finite(run, rows, f"fp16 overflowed {run.skips} times in a row, loss scale {scale:g}")
+        )
+
+
+def _count(run: Fit, rows: np.ndarray) -> None:
+    """Book the step: pure arithmetic, the same on every process."""
+    progress = run.progress
+    progress.step += 1
+    progress.window_steps += 1
+    progress.examples += len(rows)
+    progress.tokens += int(run.lengths[rows].sum())
+    progress.slots += _slots(run, rows)
+    ids = run.rows.table.column("id").take(run.features.scalars["row"][rows]).to_pylist()
+    text = progress.sample_log_sha256 + "\n".join(ids)
+    progress.sample_log_sha256 = hashlib.sha256(text.encode()).hexdigest()
+
+
+def _slots(run: Fit, rows: np.ndarray) -> int:
+    """Slots of all micro-batches of a step over all processes, padding included."""
+    world = run.accelerator.num_processes
+    pieces = [
+        p for r in range(world) for p in batching.share_of_rank(rows, r, world, run.progress.micro_rows) if len(p)
+    ]
+    return sum(len(piece) * int(run.lengths[piece].max()) for piece in pieces)
+
+
+# -------------------------------------------------------------------------------------------- between the steps
+
+
+def _agree(accelerator: Accelerator, stop: bool, save: bool) -> tuple[bool, bool]:
+    """Whether any process was asked to stop, and whether the main one wants to save."""
+    if accelerator.num_processes == 1:
+        return stop, save
+    flags = torch.tensor([stop, save], dtype=torch.float32, device=accelerator.device)
+    stop_votes, save_votes = accelerator.reduce(flags, "sum").tolist()
+    return stop_votes > 0, save_votes > 0
+
+
+def _log(run: Fit, window: torch.Tensor) -> None:
+    rate = run.optimizer.param_groups[0]["lr"]
+    run.log({"loss": float(window) / max(1, run.progress.window_steps), "learning_rate": rate})
+    window.zero_()
+    run.progress.window_steps = 0
+
+
+def _evaluation_due(run: Fit) -> bool:
+    step = run.progress.step
+    if step == run.plan.steps:
+        return True
+    if run.evaluate_every is None:
+        return run.plan.ends_epoch(step - 1)
+    return step % run.evaluate_every == 0
+
+
+def _evaluate(run: Fit) -> None:
+    """Evaluate; keep the weights when they are the best so far; stop after `patience` evaluations without gain."""
+    assert run.evaluate is not None
+    progress = run.progress
+    run.model.eval()
+    value = run.evaluate()
+    run.model.train()
+    progress.evaluation_owed = False
+    sign = 1 if run.larger_is_better else -1
+    if value is not None and (progress.best_value is None or sign * value > sign * progress.best_value):
+        progress.best_step, progress.best_value, progress.evaluations_without_gain = progress.step, value, 0
+        run.best = trainable_weights(run.accelerator.unwrap_model(run.model))
+    else:
+        progress.evaluations_without_gain += 1
+    progress.stopped_early = run.patience is not None and progress.evaluations_without_gain >= run.patience
+
+
+def trainable_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of the trainable parameters on the CPU, by name."""
+    named = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return {name: parameter.detach().to("cpu", copy=True).contiguous() for name, parameter in named}
+
+
+def snapshot(run: Fit) -> Snapshot:
+    """The state of the run at a step boundary; all processes hold the same, one of them saves it."""
+    accelerator = run.accelerator
+    if accelerator.scaler is not None:
+        run.progress.scaler = accelerator.scaler.state_dict()
+    model = accelerator.unwrap_model(run.model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    tensors = {
+        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
+        for parameter, state in _inner(run.optimizer).state.items()
+        for key, value in state.items()
+    }
+    best = run.best if run.progress.best_step != run.progress.step else None
+    return Snapshot(run.progress, weights, tensors, best)
+
+
+def restore(run: Fit, saved: Snapshot) -> None:
+    """Put a snapshot's tensors into the model and the optimizer. The Progress is taken over by the caller."""
+    model = run.accelerator.unwrap_model(run.model)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in saved.weights.items():
+            parameters[name].copy_(value)
+    state = _inner(run.optimizer).state
+    for name, value in saved.optimizer.items():
+        parameter, _, key = name.rpartition("/")
+        # AdamW's fused kernel wants its step counters on the parameter's device.
+        state[parameters[parameter]][key] = value.to(parameters[parameter].device)
+    if saved.progress.scaler is not None and run.accelerator.scaler is not None:
+        run.accelerator.scaler.load_state_dict(saved.progress.scaler)
+    run.best = saved.best
+    if saved.best is None and saved.progress.best_step == saved.progress.step:
+        run.best = trainable_weights(model)
+
+
+def _inner(optimizer: Any) -> Any:
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+# -------------------------------------------------------------------------------------------- predictions
+
+
+def predict(
+    accelerator: Accelerator,
+    model: Any,
+    task: Task,
+    features: Features,
+    tokenizer: Any,
+    *,
+    max_rows: int = 64,
+    max_slots: int = 8192,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> dict[str, list[np.ndarray]] | None:
+    """Run the model over all features, each exactly once, longest first.
+
+    Returns, on the main process, name -> one array per feature in the order of the features; None on the others.
+    `on_batch` is told (features done, all features), of this process.
+    """
+    batches = batching.sorted_batches(features.lengths, max_rows, max_slots)
+    batches = batches[accelerator.process_index :: accelerator.num_processes]
+    found = list(_outputs(model, task, features, tokenizer, batches, accelerator.device, on_batch))
+    shares = _gather(accelerator, found)
+    return None if shares is None else _in_order(shares, len(features))
+
+
+def predict_here(
+    model: Any, task: Task, features: Features, tokenizer: Any, device: torch.device
+) -> dict[str, list[np.ndarray]]:
+    """`predict` on this process alone, one feature at a time, as a pipeline does."""
+    batches = batching.sorted_batches(features.lengths, 1, 1)
+    return _in_order(list(_outputs(model, task, features, tokenizer, batches, device, None)), len(features))
+
+
+def _outputs(
+    model: Any,
+    task: Task,
+    features: Features,
+    tokenizer: Any,
+    batches: list[np.ndarray],
+    device: torch.device,
+    on_batch: Callable[[int, int], None] | None,
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    done, total = 0, sum(map(len, batches))
+    for index in batches:
+        with torch.inference_mode():
+            outputs = task.predict(model, task.collate(features, index, tokenizer).to(device))
+        yield index, {name: value.cpu().numpy() for name, value in outputs.items()}
+        done += len(index)
+        if on_batch is not None:
+            on_batch(done, total)
+
+
+def _gather(accelerator: Accelerator, found: list[Any]) -> list[Any] | None:
+    if accelerator.num_processes == 1:
+        return found
+    shares: list[Any] | None = [None] * accelerator.num_processes if accelerator.is_main_process else None
+    torch.distributed.gather_object(found, shares, dst=0)
+    return None if shares is None else [item for share in shares for item in share]
+
+
+def _in_order(shares: list[tuple[np.ndarray, dict[str, np.ndarray]]], total: int) -> dict[str, list[np.ndarray]]:
+    names = shares[0][1] if shares else {}
+    ordered: dict[str, list[Any]] = {name: [None] * total for name in names}
+    seen = np.zeros(total, dtype=bool)
+    for index, outputs in shares:
+        assert not seen[index].any(), "a feature was predicted twice"
+        seen[index] = True
+        for name, values in outputs.items():
+            for place, value in zip(index.tolist(), values, strict=True):
+                ordered[name][place] = value
+    assert seen.all(), "a feature was not predicted"
+    return ordered

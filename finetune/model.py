@@ -1,0 +1,312 @@
+"""Checkpoint to model with a new head, with a report of the weights; LoRA; export."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from finetune.errors import ModelError
+from finetune.pretrained import Checkpoint, file_sha256, load_tokenizer, read_config
+from finetune.recipe import LoraBlock, Recipe
+from finetune.record import ExportedFile, HeadSwap, Names
+from finetune.tasks.base import Task, refuse_placeholder_names
+
+__all__ = [
+    "Loaded",
+    "add_lora",
+    "describe_files",
+    "export",
+    "load_for_evaluation",
+    "load_for_training",
+    "quiet_transformers",
+    "write_config",
+]
+
+LOADING = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+
+
+@dataclass
+class Loaded:
+    """A model on the CPU with fp32 weights, its tokenizer, and where the weights came from."""
+
+    model: Any
+    tokenizer: Any
+    head_swap: HeadSwap
+
+
+# -------------------------------------------------------------------------------------------- weights
+
+
+def load_for_training(checkpoint: Checkpoint, config: Any, task: Task, recipe: Recipe) -> Loaded:
+    """The model with a head for `task`: new unless `model.keep_head`, with fp32 weights on the CPU.
+
+    The new weights depend on `train.seed` alone. Raises ModelError when weights of the backbone are missing or any
+    weight is not finite.
+    """
+    tokenizer = load_tokenizer(checkpoint, config)
+    refuse_placeholder_names(task.labels)
+    foreign = list(getattr(config, "architectures", None) or [])
+    if recipe.model.keep_head:
+        _check_kept_head(config, task, checkpoint)
+    task.configure(config)
+    _forget_origin(config)
+    auto = getattr(transformers, task.auto_class)
+    torch.manual_seed(recipe.train.seed if recipe.train is not None else 0)
+    if recipe.model.init == "scratch":
+        model = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        return Loaded(model, tokenizer, HeadSwap(new=_names(model.state_dict())))
+    model, info = _load(auto, checkpoint, config, ignore_mismatched_sizes=not recipe.model.keep_head)
+    head_swap = _report(model, info, checkpoint)
+    if not recipe.model.keep_head:
+        _renew_head(model, auto, config, head_swap, recipe)
+    elif head_swap.new.count:
+        raise ModelError(
+            f"model.keep_head: {checkpoint.name} ({', '.join(foreign)}) has no weights for"
+            f" {', '.join(head_swap.new.names[:5])}; leave keep_head out to train a new head"
+        )
+    return Loaded(model, tokenizer, head_swap)
+
+
+def load_for_evaluation(checkpoint: Checkpoint, task: type[Task] | Task) -> Loaded:
+    """A checkpoint with its own head, fp32, on the CPU.
+
+    Raises ModelError unless architecture, missing, mismatched and unexpected keys all say that the head is trained.
+    """
+    config = read_config(checkpoint, task)
+    auto = getattr(transformers, task.auto_class)
+    expected = {cls.__name__ for cls in _classes(auto, config)}
+    found = list(getattr(config, "architectures", None) or [])
+    if not expected & set(found):
+        raise ModelError(
+            f"{checkpoint.name}: is saved as {', '.join(found) or 'an unnamed architecture'}, expected"
+            f" {' or '.join(sorted(expected))}; it has no trained head for this task; fine-tune it first, or use"
+            " a recipe of its own task"
+        )
+    model, info = _load(auto, checkpoint, config, ignore_mismatched_sizes=False)
+    head_swap = _report(model, info, checkpoint)
+    if head_swap.new.count:
+        raise ModelError(
+            f"{checkpoint.name}: has no weights for {', '.join(head_swap.new.names[:5])}: the head would be"
+            " random; fine-tune it first"
+        )
+    return Loaded(model, load_tokenizer(checkpoint, config), head_swap)
+
+
+def _classes(auto: Any, config: Any) -> tuple[Any, ...]:
+    found = auto._model_mapping[type(config)]
+    return tuple(found) if isinstance(found, (tuple, list)) else (found,)
+
+
+def _load(
+    auto: Any, checkpoint: Checkpoint, config: Any, *, ignore_mismatched_sizes: bool
+) -> tuple[Any, dict[str, Any]]:
+    with quiet_transformers():
+        try:
+            model, info = auto.from_pretrained(
+                checkpoint.folder,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
+                **LOADING,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ModelError(f"model.checkpoint: {checkpoint.name} does not load: {_first_lines(error)}") from error
+        except Exception as error:  # safetensors raises its own class for a damaged file, which is no subclass of these
+            if type(error).__module__.startswith("safetensors"):
+                raise ModelError(f"model.checkpoint: the weights of {checkpoint.name} are damaged: {error}") from error
+            raise
+    return model, info
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _report(model: Any, info: dict[str, Any], checkpoint: Checkpoint) -> HeadSwap:
+    """Sort the weights by where they come from; refuse a hole in the backbone and weights that are not finite."""
+    new = set(info["missing_keys"]) | {item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]}
+    prefix = f"{model.base_model_prefix}."
+    holes = sorted(name for name in new if name.startswith(prefix) and ".pooler." not in name)
+    if holes:
+        raise ModelError(
+            f"model.checkpoint: {checkpoint.name} lacks {len(holes)} weights of the backbone"
+            f" ({', '.join(holes[:3])} …); the checkpoint is incomplete or of another architecture"
+            " than its config.json says"
+        )
+    bad = [name for name, tensor in model.named_parameters() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise ModelError(f"model.checkpoint: {checkpoint.name} holds NaN or infinite numbers in {', '.join(bad[:3])}")
+    weights = {name for name, _ in model.named_parameters()}
+    return HeadSwap(reused=_names(weights - new), new=_names(weights & new), dropped=_names(info["unexpected_keys"]))
+
+
+def _renew_head(model: Any, auto: Any, config: Any, head_swap: HeadSwap, recipe: Recipe) -> None:
+    """Give a head that came with the checkpoint fresh random weights: it was trained for something else."""
+    prefix = f"{model.base_model_prefix}."
+    foreign = sorted(name for name in head_swap.reused.names if not name.startswith(prefix))
+    if not foreign:
+        return
+    torch.manual_seed(recipe.train.seed if recipe.train is not None else 0)
+    fresh = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    with torch.no_grad():
+        for name in foreign:
+            model.get_parameter(name).copy_(fresh.get_parameter(name))
+    head_swap.reused = _names(set(head_swap.reused.names) - set(foreign))
+    head_swap.new = _names(set(head_swap.new.names) | set(foreign))
+    head_swap.dropped = _names(set(head_swap.dropped.names) | set(foreign))
+
+
+def _check_kept_head(config: Any, task: Task, checkpoint: Checkpoint) -> None:
+    own = [config.id2label[number] for number in sorted(config.id2label)]
+    if own != task.labels:
+        raise ModelError(
+            f"model.keep_head: the labels of {checkpoint.name} are {own}, those of the data {task.labels}; they must be"
+            " the same names in the same order; leave keep_head out to train a new head"
+        )
+
+
+def _forget_origin(config: Any) -> None:
+    """Drop what a checkpoint's config would carry on into ours: its code hooks, pipelines and its place on disk."""
+    for key in ("auto_map", "custom_pipelines", "task_specific_params"):
+        if hasattr(config, key):
+            delattr(config, key)
+    config._name_or_path = ""
+
+
+def _names(names: Any) -> Names:
+    return Names(count=len(names), names=sorted(names))
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and load tables of transformers: the head swap is reported by us."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+# -------------------------------------------------------------------------------------------- LoRA
+
+
+def add_lora(model: Any, head_swap: HeadSwap, block: LoraBlock, seed: int) -> Any:
+    """Freeze the backbone, add LoRA adapters, and keep every newly initialised weight trainable and saved.
+
+    The names of the new modules come from the loading report, since PEFT's own guess (`classifier`, `score`) misses
+    heads of other names. Raises ModelError when `model.lora.targets` names no module.
+    Source: Hu et al., arXiv:2106.09685; peft.LoraConfig.
+    """
+    import peft
+
+    new_modules = sorted({name.rsplit(".", 1)[0] for name in head_swap.new.names})
+    targets = _lora_targets(model, block, new_modules)
+    config = peft.LoraConfig(
+        r=block.r,
+        lora_alpha=block.alpha,
+        lora_dropout=block.dropout,
+        target_modules=targets,
+        modules_to_save=new_modules or None,
+    )
+    torch.manual_seed(seed)
+    try:
+        adapted = peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"model.lora.targets: {_first_lines(error)}") from error
+    trainable = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    frozen = [name for name in head_swap.new.names if not any(f"{_inside(name)}" in key for key in trainable)]
+    assert not frozen, f"new weights left frozen by PEFT: {frozen}"
+    return adapted
+
+
+def _inside(name: str) -> str:
+    module, _, weight = name.rpartition(".")
+    return f"{module}.modules_to_save.default.{weight}"
+
+
+def _lora_targets(model: Any, block: LoraBlock, new_modules: list[str]) -> list[str]:
+    """Module names for LoRA: those asked for; auto takes every linear layer of the backbone that is not new."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    linear = [name for name in linear if not any(name == new or name.startswith(f"{new}.") for new in new_modules)]
+    if block.targets == "auto":
+        return [name for name in linear if ".pooler." not in name]
+    wanted = [block.targets] if isinstance(block.targets, str) else list(block.targets)
+    found = [name for name in linear if any(name == want or name.endswith(f".{want}") for want in wanted)]
+    if not found:
+        known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        raise ModelError(f"model.lora.targets: no linear layer is named {wanted}; there are {', '.join(known)}")
+    return found
+
+
+# -------------------------------------------------------------------------------------------- export
+
+
+def export(model: Any, tokenizer: Any, task: Task, folder: Path, *, base: str | None) -> None:
+    """Write the model as a reader loads it: safetensors in fp32, tokenizer, config; a LoRA adapter merged, and beside.
+
+    `base`: the public name of the base checkpoint, for the adapter's config. `folder` must not exist.
+    """
+    folder.mkdir(parents=True)
+    if hasattr(model, "merge_and_unload"):
+        _save_adapter(model, folder / "adapter", base)
+        model = model.merge_and_unload()
+    refuse_placeholder_names(task.labels)
+    task.configure(model.config)
+    _forget_origin(model.config)
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.model_max_length = task.max_length
+        tokenizer.save_pretrained(folder)
+    _clean_json(
+        folder / "tokenizer_config.json", drop=("name_or_path", "tokenizer_file", "local_files_only", "is_local")
+    )
+    _clean_json(folder / "config.json", drop=("_name_or_path",))
+    task.export(folder)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that only their owner can read
+
+
+def write_config(config: Any, task: Task, folder: Path) -> None:
+    """Write config.json again, with what the task has tuned since."""
+    task.configure(config)
+    _forget_origin(config)
+    config.save_pretrained(folder)
+    _clean_json(folder / "config.json", drop=("_name_or_path",))
+
+
+def _save_adapter(model: Any, folder: Path, base: str | None) -> None:
+    with quiet_transformers():
+        model.save_pretrained(folder, safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card carries the local path of the base model
+    path = folder / "adapter_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["base_model_name_or_path"] = base
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _clean_json(path: Path, drop: tuple[str, ...]) -> None:
+    if path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in content.items() if key not in drop}
+        path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def describe_files(folder: Path) -> dict[str, ExportedFile]:
+    """Size and sha256 of every file under `folder`, by relative name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): ExportedFile(size_bytes=path.stat().st_size, sha256=file_sha256(path))
+        for path in files
+    }

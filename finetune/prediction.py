@@ -1,0 +1,62 @@
+"""`finetune.pipeline` and `finetune predict`: the published model as its reader calls it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import transformers
+
+from finetune import pretrained, tasks
+from finetune.errors import DataError, ModelError
+from finetune.model import quiet_transformers
+
+__all__ = ["pipeline", "predict_lines"]
+
+BLOCK = 256  # lines answered at a time
+BATCH = 16
+
+
+def pipeline(model: str) -> Any:
+    """The transformers pipeline for a folder or Hub id, fp32; never runs code that comes with a model.
+
+    Raises ModelError when the model has no head that this package knows.
+    """
+    found = pretrained.locate(str(model))
+    config = transformers.AutoConfig.from_pretrained(found.folder, trust_remote_code=False, local_files_only=True)
+    task = tasks.for_architectures(getattr(config, "architectures", None) or [])
+    if task is None:
+        raise ModelError(
+            f"{model}: is saved as {config.architectures}; expected a model with a head for one of the tasks"
+        )
+    pretrained.read_config(found, task)
+    with quiet_transformers():
+        return task.make_pipeline(found.folder, config)
+
+
+def predict_lines(model: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Each JSON line with a `prediction` added. Raises DataError naming the line."""
+    pipe = pipeline(model)
+    task = tasks.for_architectures(pipe.model.config.architectures)
+    assert task is not None
+    numbered = enumerate(lines, 1)
+    while block := list(islice(numbered, BLOCK)):
+        rows = [(number, _parsed(number, line)) for number, line in block if line.strip()]
+        for number, row in rows:
+            problem = task.input_problem(row)
+            if problem:
+                raise DataError(f"input, line {number}: {problem}")
+        answers = task.answers(pipe, [row for _, row in rows], BATCH)
+        yield from (row | {"prediction": answer} for (_, row), answer in zip(rows, answers, strict=True))
+
+
+def _parsed(number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"input, line {number}: not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"input, line {number}: expected an object with roles as keys, found {line.strip()[:60]}")
+    return row

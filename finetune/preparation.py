@@ -1,0 +1,74 @@
+"""Everything before the weights: checkpoint, tokenizer, rows, labels, features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune import audit, data, pretrained, tasks
+from finetune.events import Events
+from finetune.features import Features, in_memory
+from finetune.recipe import Recipe
+from finetune.record import SplitFacts
+from finetune.rows import Rows
+from finetune.tasks.base import Task
+
+__all__ = ["Prepared", "encode", "encode_now", "facts", "prepare"]
+
+
+@dataclass
+class Prepared:
+    """A recipe checked against its checkpoint and its data."""
+
+    recipe: Recipe
+    checkpoint: pretrained.Checkpoint
+    config: Any
+    tokenizer: Any
+    task: Task
+    splits: dict[str, Rows]
+    features: dict[str, Features]
+    notes: Sequence[str]
+
+
+def prepare(recipe: Recipe, events: Events) -> Prepared:
+    """Find the checkpoint, load and check the rows, build the task, encode. Raises FinetuneError of exit code 2."""
+    task_class = tasks.of(recipe.task)
+    found = pretrained.find_checkpoint(recipe)
+    config = pretrained.read_config(found, task_class, needs_weights=recipe.model.init == "pretrained")
+    tokenizer = pretrained.load_tokenizer(found, config)
+    findings = audit.rows(recipe, data.load(recipe))
+    task = task_class.from_rows(recipe, findings.splits)
+    task.max_length = pretrained.longest_input(config, tokenizer, recipe.data.max_length)
+    features = encode(findings.splits, task, tokenizer, events)
+    return Prepared(recipe, found, config, tokenizer, task, findings.splits, features, findings.notes)
+
+
+def encode(splits: dict[str, Rows], task: Task, tokenizer: Any, events: Events) -> dict[str, Features]:
+    """Features of every split, from the cache where it has them."""
+    key = pretrained.tokenizer_sha256(tokenizer)
+    features = {}
+    for name, rows in splits.items():
+        features[name] = data.encode(rows, task, tokenizer, key)
+        cached = " (from the cache)" if features[name].cached else ""
+        events.message(f"{name}: {len(rows)} rows, {int(features[name].lengths.sum())} tokens{cached}")
+    return features
+
+
+def facts(rows: Rows, features: Features) -> SplitFacts:
+    """What run.json says of one split."""
+    return SplitFacts(
+        source=rows.source,
+        rows=len(rows),
+        fingerprint=rows.fingerprint,
+        dropped={reason: len(ids) for reason, ids in rows.dropped.items()},
+        dropped_ids={reason: ids[:100] for reason, ids in rows.dropped.items()},
+        truncated=len(set(features.scalars["row"][features.scalars["truncated"]].tolist())),
+        windows=len(features),
+    )
+
+
+def encode_now(rows: Rows, task: Task, tokenizer: Any) -> Features:
+    """Features of a handful of rows, in memory, past the cache."""
+    columns = task.encode(next(rows.batches(len(rows))), tokenizer)
+    return in_memory(columns)

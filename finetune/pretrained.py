@@ -1,0 +1,227 @@
+"""Checkpoints on disk: found by Hub id, folder or package; refused when unsafe or unfit; their config and tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from finetune.errors import ModelError
+from finetune.recipe import Recipe, is_local
+from finetune.tasks.base import Task
+
+__all__ = [
+    "Checkpoint",
+    "file_sha256",
+    "find_checkpoint",
+    "load_tokenizer",
+    "locate",
+    "longest_input",
+    "read_config",
+    "tokenizer_sha256",
+]
+
+# Files that make a checkpoint. Pickled weights (.bin, .pt) and code (.py) are never fetched.
+PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja", "*.spm", "model*.safetensors", "adapter_model.safetensors"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as files on disk. `name` is what the recipe wrote; `revision` the commit, where a Hub gave one."""
+
+    name: str
+    folder: Path
+    revision: str | None = None
+
+
+def find_checkpoint(recipe: Recipe) -> Checkpoint:
+    """The recipe's checkpoint on disk, downloaded when it is a Hub id. Raises ModelError."""
+    block = recipe.model
+    checkpoint = locate(block.checkpoint, block.revision, recipe.locate)
+    if block.sha256 is not None:
+        _check_sha256(checkpoint, block.sha256)
+    return checkpoint
+
+
+def locate(name: str, revision: str | None = None, resolve: Callable[[str], Path] = Path) -> Checkpoint:
+    """A checkpoint by Hub id, folder or package://… ; `resolve` makes a path of a local name. Raises ModelError."""
+    if name.startswith("package://"):
+        return Checkpoint(name, _package_folder(name))
+    folder = Path(resolve(name))
+    if is_local(name) or (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"model.checkpoint: {name} is not a folder with a config.json; give a checkpoint's folder or a Hub id"
+            )
+        return Checkpoint(name, folder)
+    return _download(name, revision)
+
+
+def _package_folder(name: str) -> Path:
+    package, _, inside = name.removeprefix("package://").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"model.checkpoint: {name}: no package {package} is installed; install it (for the shipped recipes:"
+            " the extra `quickstart`)"
+        )
+    root = Path(next(iter(spec.submodule_search_locations))).resolve()
+    folder = (root / inside).resolve()
+    if not folder.is_relative_to(root) or not (folder / "config.json").is_file():
+        raise ModelError(f"model.checkpoint: {name}: no folder {inside!r} with a config.json inside the package")
+    return folder
+
+
+def _download(name: str, revision: str | None) -> Checkpoint:
+    import httpx2
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS, ignore_patterns=["*/*"]))
+    except GatedRepoError as error:
+        raise ModelError(f"model.checkpoint: {name} is gated; accept its terms on the Hub and set HF_TOKEN") from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"model.revision: {name} has no branch, tag or commit {revision!r}") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"model.checkpoint: the Hub has no model {name!r} that you can see; check the spelling, or set HF_TOKEN if"
+            " it is private; a folder is written ./folder"
+        ) from error
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
+        raise ModelError(
+            f"model.checkpoint: {name} could not be fetched ({type(error).__name__}) and is not in the local cache;"
+            " check the network, or give a folder"
+        ) from error
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model.checkpoint: {name} has no config.json: not a transformers checkpoint")
+    return Checkpoint(name, folder, folder.name)
+
+
+def _check_sha256(checkpoint: Checkpoint, expected: str) -> None:
+    path = checkpoint.folder / "model.safetensors"
+    if not path.is_file():
+        raise ModelError(f"model.sha256: {checkpoint.name} has no model.safetensors to check")
+    found = file_sha256(path)
+    if found != expected.lower():
+        raise ModelError(
+            f"model.sha256: model.safetensors of {checkpoint.name} has sha256 {found}, expected {expected};"
+            " the file is not the one this recipe was written for"
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_config(checkpoint: Checkpoint, task: type[Task] | Task, *, needs_weights: bool = True) -> Any:
+    """The checkpoint's config, after all checks that need no weights. Raises ModelError."""
+    folder = checkpoint.folder
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "auto_map" in raw:
+        raise ModelError(
+            f"model.checkpoint: {checkpoint.name} asks for trust_remote_code: code that comes with a checkpoint is"
+            " never run; use a checkpoint whose architecture is part of transformers"
+        )
+    if needs_weights and not list(folder.glob("model*.safetensors")):
+        raise ModelError(
+            f"model.checkpoint: {checkpoint.name} has no model.safetensors; pickled weights (.bin, .pt) can run code"
+            " when loaded and are refused; load them once in a place you trust and call save_pretrained, or use"
+            " a revision that has safetensors (on the Hub often refs/pr/…)"
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, OSError) as error:
+        kind = raw.get("model_type")
+        raise ModelError(
+            f"model.checkpoint: {checkpoint.name} is of type {kind!r}, which transformers {transformers.__version__}"
+            f" cannot load ({str(error).splitlines()[0]})"
+        ) from error
+    auto = getattr(transformers, task.auto_class)
+    if type(config) not in auto._model_mapping:
+        raise ModelError(
+            f"model.checkpoint: {checkpoint.name} is of type {config.model_type!r}, and transformers has no"
+            f" {task.auto_class.removeprefix('AutoModelFor')} head for it; choose an architecture that has one"
+        )
+    return config
+
+
+def load_tokenizer(checkpoint: Checkpoint, config: Any) -> Any:
+    """The checkpoint's tokenizer, with a padding token. Raises ModelError."""
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            checkpoint.folder, trust_remote_code=False, local_files_only=True
+        )
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise ModelError(
+            f"model.checkpoint: {checkpoint.name} has no tokenizer that loads ({str(error).splitlines()[0]})"
+        ) from error
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if rows is not None and largest >= rows:
+        raise ModelError(
+            f"model.checkpoint: the tokenizer of {checkpoint.name} has ids up to {largest}, but the model has only"
+            f" {rows} embeddings; tokenizer and weights do not belong together"
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(
+                f"model.checkpoint: the tokenizer of {checkpoint.name} has neither a padding nor an end token"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """A hash of everything that decides how text becomes ids: the key of the encoding cache."""
+    digest = hashlib.sha256(transformers.__version__.encode())
+    if tokenizer.is_fast:
+        digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    else:
+        digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    digest.update(repr((type(tokenizer).__name__, tokenizer.model_input_names, tokenizer.all_special_tokens)).encode())
+    return digest.hexdigest()
+
+
+def longest_input(config: Any, tokenizer: Any, wanted: int) -> int:
+    """min(wanted, what the tokenizer states, positions of the model), in tokens.
+
+    A RoBERTa-like model loses `padding index + 1` of its positions (transformers `create_position_ids_from_input_ids`).
+    """
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    relative = getattr(text, "position_embedding_type", "absolute") != "absolute" or hasattr(
+        text, "relative_attention_num_buckets"
+    )
+    limits = [wanted, tokenizer.model_max_length]
+    if positions and positions > 0 and not relative:
+        offset = (
+            text.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS and text.pad_token_id is not None else 0
+        )
+        limits.append(positions - offset)
+    return int(min(limits))
+
+
+_OFFSET_POSITIONS = frozenset(
+    {
+        "roberta",
+        "xlm-roberta",
+        "camembert",
+        "longformer",
+        "mpnet",
+        "roberta-prelayernorm",
+        "xlm-roberta-xl",
+        "data2vec-text",
+        "ibert",
+        "esm",
+        "luke",
+    }
+)

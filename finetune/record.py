@@ -1,0 +1,229 @@
+"""`run.json`: the record of one run or evaluation, to and from disk.
+
+Rates and scores are fractions of 1; units are in the names. A field is None when it could not be known, never a guess.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+__all__ = [
+    "Best",
+    "Emissions",
+    "Export",
+    "ExportedFile",
+    "HeadSwap",
+    "Interval",
+    "ModelFacts",
+    "Names",
+    "Published",
+    "RunRecord",
+    "SplitFacts",
+    "SplitResults",
+    "Tracker",
+    "Training",
+    "write_atomic",
+]
+
+Status = Literal["running", "pre-empted", "failed", "finished", "published"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class Interval(_Part):
+    """A metric with its 95 % bootstrap interval; `low` and `high` are None where the metric is undefined."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class SplitResults(_Part):
+    """Results on one split. In JSON: `n` and the metrics side by side."""
+
+    n: int
+    metrics: dict[str, Interval] = Field(default_factory=dict)
+
+    @model_serializer
+    def _flatten(self) -> dict[str, Any]:
+        return {"n": self.n} | {name: metric.model_dump() for name, metric in self.metrics.items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nest(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "metrics" not in value:
+            return {"n": value.get("n"), "metrics": {name: item for name, item in value.items() if name != "n"}}
+        return value
+
+
+class SplitFacts(_Part):
+    """One split as it was used."""
+
+    source: str = ""  # what the recipe named: Hub id or file names, never an absolute path
+    rows: int
+    fingerprint: str
+    dropped: dict[str, int] = Field(default_factory=dict)  # reason -> rows
+    dropped_ids: dict[str, list[str]] = Field(default_factory=dict)  # reason -> ids of the first 100 rows
+    truncated: int = 0  # rows that lost tokens at max_length
+    windows: int | None = None  # features made of the rows; None before encoding
+
+
+class Names(_Part):
+    """A set of weights."""
+
+    count: int = 0
+    names: list[str] = Field(default_factory=list)
+
+
+class HeadSwap(_Part):
+    """Which weights of the model come from the checkpoint, which are new, which of the checkpoint were left out."""
+
+    reused: Names = Field(default_factory=Names)
+    new: Names = Field(default_factory=Names)
+    dropped: Names = Field(default_factory=Names)
+
+
+class ModelFacts(_Part):
+    """What a reader needs to call the exported model."""
+
+    checkpoint: str
+    revision: str | None = None  # the commit that was loaded, where the Hub gave one
+    architecture: str = ""
+    parameters: int = 0
+    trainable_parameters: int = 0
+    pipeline: str = ""  # the word for transformers.pipeline and for the card
+    problem: str | None = None
+    labels: list[str] = Field(default_factory=list)
+    snippet: str = ""  # Python that calls the model; `{model}` stands for its id or folder
+    notes: list[str] = Field(default_factory=list)  # sentences for the card: thresholds, windows, rules of decoding
+
+
+class Training(_Part):
+    """What the loop did, over all processes and all resumes."""
+
+    steps: int = 0
+    epochs: float = 0.0
+    examples: int = 0
+    tokens: int = 0  # real ones, without padding
+    padding_share: float | None = None  # of slots
+    seconds: float = 0.0  # the loop with saving, without evaluation
+    tokens_per_second: float | None = None
+    seconds_to_first_step: float | None = None
+    peak_memory_bytes: int | None = None
+    resumed_from: list[int] = Field(default_factory=list)  # steps
+    inexact: list[str] = Field(default_factory=list)  # why a resume could not be bit for bit
+    sample_log_sha256: str | None = None
+    final_loss: float | None = None
+
+
+class Best(_Part):
+    """The checkpoint that is exported."""
+
+    step: int
+    metric: str
+    value: float
+
+
+class Emissions(_Part):
+    """CodeCarbon's estimate over all nodes; None with `reason` where nothing could be measured."""
+
+    kg: float | None = None
+    kwh: float | None = None
+    seconds: float | None = None
+    country: str | None = None
+    method: str | None = None
+    reason: str | None = None
+    lower_bound: bool = False  # a killed process kept only what its last checkpoint had
+    phases: dict[str, dict[str, float | None]] = Field(default_factory=dict)  # train, evaluate -> kg, kwh, seconds
+
+
+class Tracker(_Part):
+    """A run as a tracker knows it."""
+
+    id: str | None = None
+    url: str | None = None
+    mode: str | None = None
+    note: str | None = None  # for example how to sync an offline run
+
+
+class ExportedFile(_Part):
+    size_bytes: int
+    sha256: str
+
+
+class Export(_Part):
+    """The files of `export/`."""
+
+    files: dict[str, ExportedFile] = Field(default_factory=dict)
+    verified: bool = False
+    max_score_difference: float | None = None
+
+
+class Published(_Part):
+    """Where the export went."""
+
+    repo_id: str
+    commit: str
+    url: str | None = None
+    private: bool | None = None
+    pull_request: str | None = None
+    verified: bool = False
+
+
+class RunRecord(_Part):
+    """All of `run.json`."""
+
+    format: Literal[1] = 1
+    status: Status = "running"
+    exit_code: int | None = None
+    error: str | None = None
+    command: str = ""
+    started: str = ""  # ISO 8601, UTC
+    ended: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    hardware: dict[str, Any] = Field(default_factory=dict)  # cpu, cores, memory_bytes, gpus, platform
+    processes: int = 1
+    precision: str = "fp32"
+    seed: int | None = None
+    recipe_sha256: str = ""
+    chosen: dict[str, Any] = Field(default_factory=dict)  # what `auto` decided, with the measurement
+    model: ModelFacts | None = None
+    data: dict[str, SplitFacts] = Field(default_factory=dict)
+    head_swap: HeadSwap | None = None
+    training: Training | None = None
+    best: Best | None = None
+    results: dict[str, SplitResults] = Field(default_factory=dict)
+    baselines: dict[str, dict[str, SplitResults]] = Field(default_factory=dict)  # name -> split -> results
+    emissions: Emissions | None = None
+    tracking: dict[str, Tracker] = Field(default_factory=dict)
+    export: Export | None = None
+    published: Published | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """Raises FileNotFoundError, or pydantic.ValidationError when the file is no record of format 1."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+
+    def write(self, path: Path) -> None:
+        """By temporary file and rename: a reader sees the previous record or this one."""
+        write_atomic(path, self.model_dump_json(indent=2) + "\n")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write UTF-8 text by temporary file, fsync and rename. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,424 @@
+"""One run, start to end: recipe → rows → features → model → loop → results → export → card → Hub."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+
+from finetune import checkpoint, evaluation, finish, hardware, loop, model, optim
+from finetune.carbon import Carbon
+from finetune.checkpoint import Progress, Snapshot
+from finetune.errors import FinetuneError, OutputError, Preempted, PublishError, RecipeError
+from finetune.events import Events
+from finetune.folder import RunFolder
+from finetune.job import Job
+from finetune.preparation import Prepared, facts, prepare
+from finetune.recipe import Recipe, difference, load
+from finetune.record import Emissions, ModelFacts, RunRecord, Tracker
+from finetune.session import SaveSchedule, agree_on, build_accelerator, choose, make_plan
+from finetune.signals import stop_requests
+from finetune.tracking import Tracking
+
+__all__ = ["push", "train"]
+
+PROCESS_TIMEOUT = datetime.timedelta(minutes=10)
+SMALLER_IS_BETTER = frozenset({"loss", "mse"})
+
+# -------------------------------------------------------------------------------------------- the whole run
+
+
+def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto", events: Events | None = None) -> RunRecord:
+    """Fine-tune, evaluate, export and verify; push when the recipe has `hub.repo_id`. Returns the record of run.json.
+
+    auto: continues what the output folder holds; never: refuses a folder that holds a run. Raises FinetuneError; the
+    record on disk holds status and exit code in any case.
+    """
+    if recipe.train is None:
+        raise RecipeError("train: missing; a recipe without this block can only be evaluated")
+    state = _join_processes()
+    folder = RunFolder(Path(recipe.output))
+    events = events or Events()
+    if not state.is_main_process:
+        with stop_requests() as stop:
+            return _train(Job(recipe, folder, RunRecord(), Events(), stop, state))
+    folder.open()
+    try:
+        earlier = _earlier_record(folder, recipe, resume)
+        if earlier is not None and earlier.status in ("finished", "published"):
+            return _finished_before(recipe, folder, earlier, events)
+        record = _new_record(recipe, state)
+        with stop_requests() as stop, _recorded(folder, record):
+            return _train(Job(recipe, folder, record, events, stop, state))
+    finally:
+        folder.close()
+
+
+def _join_processes() -> PartialState:
+    """Join the group of processes that the launcher started. Raises RecipeError when it is not whole."""
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    arguments: dict[str, Any] = {"timeout": PROCESS_TIMEOUT} if wanted > 1 else {}
+    state = PartialState(cpu=not torch.cuda.is_available(), **arguments)
+    if state.num_processes != wanted:
+        raise RecipeError(
+            f"the launcher announced {wanted} processes (WORLD_SIZE), but {state.num_processes} found each other;"
+            " start with accelerate launch --config_file configs/cpu.yaml (or ddp.yaml) -m finetune train …"
+        )
+    return state
+
+
+def _earlier_record(folder: RunFolder, recipe: Recipe, resume: str) -> RunRecord | None:
+    """The record of an earlier start in this folder, after checking that this recipe may continue it."""
+    record = folder.read_record()
+    if record is None:
+        return None
+    if resume == "never":
+        raise OutputError(
+            f"output: {folder.path} holds a run ({record.status}); choose another output, or leave --resume never out"
+        )
+    begun = bool(checkpoint.steps_on_disk(folder.checkpoints)) or record.status in ("finished", "published")
+    changed = difference(folder.recipe.read_text(encoding="utf-8"), recipe) if begun and folder.recipe.is_file() else []
+    if changed:
+        lines = [f"  {key}: was {old!r}, is {new!r}" for key, old, new in changed]
+        raise OutputError(
+            f"output: {folder.path} holds a run of another recipe ({record.status}); keys that decide the result"
+            " differ:\n" + "\n".join(lines) + "\nundo the change, or choose another output"
+        )
+    return record
+
+
+def _finished_before(recipe: Recipe, folder: RunFolder, record: RunRecord, events: Events) -> RunRecord:
+    events.message(f"{folder.path}: this run is {record.status} already; nothing to train")
+    if recipe.hub is not None and record.published is None:
+        with _recorded(folder, record):
+            finish.push(recipe, folder, record, events)
+    return record
+
+
+def _new_record(recipe: Recipe, state: PartialState) -> RunRecord:
+    assert recipe.train is not None
+    return RunRecord(
+        command=f"finetune train {recipe.source.name}",
+        started=_now(),
+        versions=hardware.versions(),
+        hardware=hardware.describe(),
+        processes=state.num_processes,
+        seed=recipe.train.seed,
+        recipe_sha256=recipe.sha256(),
+    )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def _recorded(folder: RunFolder, record: RunRecord) -> Iterator[None]:
+    """Keep run.json true to what happens in the block: running, then how it ended."""
+    record.exit_code, record.error = None, None
+    folder.write_record(record)
+    try:
+        yield
+        record.exit_code = 0
+    except BaseException as error:
+        if not isinstance(error, PublishError):
+            record.status = "pre-empted" if isinstance(error, Preempted) else "failed"
+        record.exit_code = error.exit_code if isinstance(error, FinetuneError) else 1
+        record.error = str(error) or type(error).__name__
+        raise
+    finally:
+        record.ended = _now()
+        folder.write_record(record)
+
+
+def _train(job: Job) -> RunRecord:
+    """The run as one process goes through it."""
+    saved = _last_snapshot(job)
+    carried = saved.progress.carried if saved else {}
+    meter = _meter(job, carried)
+    ready = prepare(job.recipe, job.events)
+    loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, job.recipe)
+    _describe(job, ready, loaded)
+    if job.main:
+        _claim(job, loaded)
+    net, chosen = _choose(job, ready, loaded, carried)
+    tracking = _tracking(job, carried) if job.main else None
+    callbacks = _Callbacks(job, ready, meter, tracking, chosen)
+    fit = _fit(job, ready, net, chosen, saved, callbacks)
+    with meter.phase("train"):
+        loop.fit(fit)
+    if job.main and saved_step(job.folder) != fit.progress.step:
+        callbacks.save(loop.snapshot(fit))
+    finish.conclude(job, ready, fit, meter, tracking)
+    return job.record
+
+
+def saved_step(folder: RunFolder) -> int | None:
+    """The step of the newest checkpoint, by its name."""
+    found = checkpoint.steps_on_disk(folder.checkpoints)
+    return int(found[0].name.removeprefix("step-")) if found else None
+
+
+def _last_snapshot(job: Job) -> Snapshot | None:
+    """The newest intact checkpoint, the same on every process. Raises ResumeError."""
+    step: int | None = None
+    found: Snapshot | None = None
+    if job.main:
+        found, problems = checkpoint.latest(job.folder.checkpoints)
+        for problem in problems:
+            job.events.message(f"damaged checkpoint passed over: {problem}")
+        job.folder.cut_metrics(found.progress.metrics_lines if found else 0)
+        step = found.progress.step if found else None
+    step = agree_on(step, job.state)
+    if step is not None and not job.main:
+        found = checkpoint.read(job.folder.checkpoints / checkpoint.name_of(step))
+    if found is not None:
+        _note_resume(job, found.progress)
+    return found
+
+
+def _note_resume(job: Job, progress: Progress) -> None:
+    job.events.message(f"continues from step {progress.step}")
+    progress.resumed_from.append(progress.step)
+    if progress.processes != job.state.num_processes:
+        progress.inexact.append(f"world {progress.processes}->{job.state.num_processes} at step {progress.step}")
+        progress.processes = job.state.num_processes
+
+
+def _tracking(job: Job, carried: dict[str, Any]) -> Tracking:
+    previous = {name: Tracker.model_validate(value) for name, value in carried.get("tracking", {}).items()}
+    track = job.recipe.track
+    config = job.recipe.model_dump(mode="json")
+    return Tracking(track.wandb, track.tensorboard, job.folder.path, config, previous, warn=job.events.message)
+
+
+def _meter(job: Job, carried: dict[str, Any]) -> Carbon:
+    previous = carried.get("emissions")
+    emissions = Emissions.model_validate(previous) if previous and job.main else None
+    if emissions is not None:
+        emissions.lower_bound = True  # what the earlier process used after its last checkpoint is not known
+    country = job.recipe.carbon.country if job.recipe.carbon else None
+    return Carbon(country, enabled=bool(job.state.is_local_main_process), previous=emissions)
+
+
+def _describe(job: Job, ready: Prepared, loaded: model.Loaded) -> None:
+    """Fill the record with what is known before training, and say it."""
+    record, swap = job.record, loaded.head_swap
+    record.data = {name: facts(rows, ready.features[name]) for name, rows in ready.splits.items()}
+    record.head_swap = swap
+    record.model = ModelFacts(
+        checkpoint=ready.checkpoint.name,
+        revision=ready.checkpoint.revision,
+        architecture=type(loaded.model).__name__,
+        parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        pipeline=ready.task.pipeline,
+        problem=ready.task.problem,
+        labels=ready.task.labels,
+        snippet=ready.task.snippet(next(iter(ready.splits.values()))),
+    )
+    job.events.message(
+        f"head swap: {swap.reused.count} weights reused, {swap.new.count} new, {swap.dropped.count} dropped"
+    )
+    for note in ready.notes:
+        job.events.message(note)
+
+
+def _claim(job: Job, loaded: model.Loaded) -> None:
+    """Make the folder this run's own: enough space, the resolved recipe, the record so far."""
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    trained = parameters if job.recipe.model.lora is None else parameters // 10
+    assert job.recipe.train is not None
+    copies = max(2, job.recipe.train.keep_last) + 1
+    job.folder.require_space(4 * parameters + copies * 16 * trained)  # export; weights, two moments, the best weights
+    checkpoint.prune(job.folder.checkpoints, copies)
+    job.folder.write_recipe(job.recipe, job.record.versions)
+    job.folder.write_record(job.record)
+
+
+def _choose(job: Job, ready: Prepared, loaded: model.Loaded, carried: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model with LoRA, if any, and what `auto` decides: measured once, reused by every resume."""
+    settings = job.recipe.train
+    assert settings is not None
+    net = loaded.model
+    if settings.gradient_checkpointing:
+        net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if job.recipe.model.lora is not None:
+        net = model.add_lora(net, loaded.head_swap, job.recipe.model.lora, settings.seed)
+    plan = make_plan(ready.features["train"], settings)
+    chosen = carried.get("chosen") or choose(
+        settings, plan, net, ready.task, ready.features["train"], ready.tokenizer, job.state
+    )
+    torch.set_num_threads(int(chosen["threads"]))
+    job.record.chosen, job.record.precision = chosen, chosen["precision"]
+    assert job.record.model is not None
+    job.record.model.trainable_parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    job.events.message(f"precision {chosen['precision']}, micro-batches of at most {chosen['micro_batch_size']} rows")
+    return net, chosen
+
+
+def _fit(
+    job: Job, ready: Prepared, net: Any, chosen: dict[str, Any], saved: Snapshot | None, callbacks: _Callbacks
+) -> loop.Fit:
+    """Everything the loop needs, at the step to continue from."""
+    settings = job.recipe.train
+    assert settings is not None
+    if settings.deterministic:
+        hardware.be_deterministic()
+    accelerator = build_accelerator(chosen["precision"])
+    optimizer = optim.adamw(net, settings.learning_rate, settings.weight_decay)
+    prepared, optimizer = accelerator.prepare(net, optimizer)
+    prepared.train()
+    progress = (
+        saved.progress
+        if saved
+        else Progress(processes=accelerator.num_processes, micro_rows=chosen["micro_batch_size"])
+    )
+    select_on = job.recipe.evaluate.select_on or ready.task.default_metric()
+    fit = loop.Fit(
+        accelerator=accelerator,
+        model=prepared,
+        optimizer=optimizer,
+        task=ready.task,
+        tokenizer=ready.tokenizer,
+        features=ready.features["train"],
+        rows=ready.splits["train"],
+        plan=make_plan(ready.features["train"], settings),
+        settings=settings,
+        progress=progress,
+        stop=job.stop,
+        evaluate_every=None if job.recipe.evaluate.every == "epoch" else int(job.recipe.evaluate.every),
+        patience=job.recipe.evaluate.patience,
+        larger_is_better=select_on not in SMALLER_IS_BETTER,
+        evaluate=callbacks.evaluate if "validation" in ready.splits else None,
+        log=callbacks.log,
+        save=callbacks.save,
+        save_due=callbacks.schedule(settings.save_every, net),
+    )
+    callbacks.fit, callbacks.select_on = fit, select_on
+    if saved is not None:
+        loop.restore(fit, saved)
+    return fit
+
+
+class _Callbacks:
+    """What the loop asks for between its steps: evaluate, log, save."""
+
+    fit: loop.Fit
+    select_on: str
+
+    def __init__(
+        self, job: Job, ready: Prepared, meter: Carbon, tracking: Tracking | None, chosen: dict[str, Any]
+    ) -> None:
+        self.job, self.ready, self.meter, self.tracking, self.chosen = job, ready, meter, tracking, chosen
+        self.saves: SaveSchedule | None = None
+
+    def schedule(self, every: int | str, net: Any) -> Any:
+        """The function that says when a save is due."""
+        trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+        self.saves = SaveSchedule(every, expected_bytes=16 * trained)
+        return self.saves.due
+
+    def evaluate(self) -> float | None:
+        """Score validation; the value of the selecting metric, the same on every process."""
+        job, ready = self.job, self.ready
+        accelerator = self.fit.accelerator
+        with self.meter.phase("evaluate"):
+            predictions = evaluation.predict_split(
+                accelerator,
+                accelerator.unwrap_model(self.fit.model),
+                ready.task,
+                ready.tokenizer,
+                ready.features["validation"],
+                ready.splits["validation"],
+                job.events,
+            )
+            value: float | None = None
+            if predictions is not None:
+                ready.task.tune(predictions)
+                values = evaluation.values(
+                    ready.task, predictions, [self.select_on, *(job.recipe.evaluate.metrics or [])]
+                )
+                value = values.get(self.select_on)
+                self._write(values, "validation")
+        agreed: float | None = agree_on(value, job.state)
+        return agreed
+
+    def log(self, values: dict[str, float]) -> None:
+        """One line of the training loss."""
+        if self.job.main:
+            self._write(values, "train")
+
+    def _write(self, values: Mapping[str, float | None], split: str) -> None:
+        progress, fit = self.fit.progress, self.fit
+        line = {
+            "step": progress.step,
+            "epoch": round(fit.plan.epochs_done(progress.step), 6),
+            "examples": progress.examples,
+            "tokens": progress.tokens,
+            "seconds": round(progress.seconds, 3),
+            "split": split,
+            "values": values,
+        }
+        self.job.folder.append_metrics(line)
+        progress.metrics_lines += 1
+        self.job.events.progress(
+            "train", progress.step, fit.plan.steps, {f"{split} {k}": v for k, v in values.items() if v is not None}
+        )
+        if self.tracking is not None:
+            self.tracking.log(
+                {f"{split}/{key}": value for key, value in values.items() if value is not None}, progress.step
+            )
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Commit a checkpoint; on the main process only."""
+        if not self.job.main:
+            return
+        started = time.perf_counter()
+        progress = snapshot.progress
+        progress.carried = {
+            "chosen": self.chosen,
+            "emissions": self.meter.snapshot().model_dump(),
+            "tracking": {} if self.tracking is None else {k: v.model_dump() for k, v in self.tracking.ids().items()},
+        }
+        assert self.job.recipe.train is not None
+        checkpoint.save(self.job.folder.checkpoints, snapshot, max(2, self.job.recipe.train.keep_last))
+        if self.saves is not None:
+            self.saves.saved(time.perf_counter() - started)
+
+
+def push(
+    run_dir: Path,
+    *,
+    repo_id: str | None = None,
+    private: bool | None = None,
+    create_pr: bool = False,
+    events: Events | None = None,
+) -> RunRecord:
+    """Verify and push the export of a finished run; can be repeated. Raises PublishError, OutputError."""
+    folder = RunFolder(run_dir)
+    record = folder.read_record() if run_dir.is_dir() else None
+    if record is None or record.status not in ("finished", "published"):
+        state = "no run" if record is None else f"a run that is {record.status}"
+        raise OutputError(f"{run_dir}: holds {state}; expected the folder of a finished run")
+    folder.open()
+    try:
+        with _recorded(folder, record):
+            finish.push(
+                load(folder.recipe),
+                folder,
+                record,
+                events or Events(),
+                repo_id=repo_id,
+                private=private,
+                create_pr=create_pr,
+            )
+    finally:
+        folder.close()
+    return record

@@ -1,0 +1,130 @@
+"""From a loaded model to a Fit: what `auto` decides, LoRA, the Accelerator, the checkpoint to continue from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+
+from finetune import hardware
+from finetune.batching import Plan
+from finetune.errors import RecipeError
+from finetune.features import Features
+from finetune.recipe import TrainBlock
+from finetune.tasks.base import Task
+
+__all__ = ["SaveSchedule", "agree_on", "build_accelerator", "choose", "make_plan"]
+
+MICRO_SLOTS = 32_768  # a micro-batch holds at most this many slots unless the recipe says otherwise
+SHARE_FOR_SAVING = 0.01
+LONGEST_GAP_SECONDS = 600.0
+DISK_BYTES_PER_SECOND = 300e6  # a guess until the first save has been timed
+
+
+def agree_on(value: Any, state: PartialState | Accelerator) -> Any:
+    """The main process's value, on every process."""
+    if state.num_processes == 1:
+        return value
+    box = [value]
+    broadcast_object_list(box, from_process=0)
+    return box[0]
+
+
+def make_plan(features: Features, settings: TrainBlock) -> Plan:
+    """All steps of the run."""
+    return Plan(
+        lengths=features.lengths,
+        batch_size=settings.batch_size if settings.batch_tokens is None else None,
+        batch_tokens=settings.batch_tokens,
+        seed=settings.seed,
+        epochs=settings.epochs if settings.max_steps is None else None,
+        max_steps=settings.max_steps,
+    )
+
+
+def choose(
+    settings: TrainBlock, plan: Plan, net: Any, task: Task, features: Features, tokenizer: Any, state: PartialState
+) -> dict[str, Any]:
+    """What `auto` decides: precision and rows of a micro-batch, measured on the main process, the same on all."""
+    hardware.refuse_impossible_precision(settings.precision, state.device.type == "cpu")
+    threads = hardware.threads_for(state.num_processes if state.device.type == "cpu" else 1)
+    torch.set_num_threads(threads)
+    rows = _micro_rows(settings, plan, state.num_processes)
+    chosen: dict[str, Any] = {"precision": settings.precision, "micro_batch_size": rows, "threads": threads}
+    if settings.precision == "auto" and state.is_main_process:
+        chosen |= _probe(net, task, features, tokenizer, rows, state.device)
+    return dict(agree_on(chosen, state))
+
+
+def _micro_rows(settings: TrainBlock, plan: Plan, processes: int) -> int:
+    if settings.micro_batch_size != "auto":
+        return int(settings.micro_batch_size)
+    longest = max(1, int(plan.lengths.max()))
+    rows = MICRO_SLOTS // longest
+    return max(1, rows if settings.batch_size is None else min(rows, -(-settings.batch_size // processes)))
+
+
+def _probe(
+    net: Any, task: Task, features: Features, tokenizer: Any, micro_rows: int, device: torch.device
+) -> dict[str, Any]:
+    """Time one micro-batch of typical length forward and backward in fp32 and bf16."""
+    typical = np.argsort(features.lengths, kind="stable")[len(features) // 2 :][:micro_rows]
+    batch = task.collate(features, typical, tokenizer).to(device)
+    net.to(device).train()
+
+    def step(precision: str) -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            loss = task.loss(net(**batch.inputs), batch)
+        torch.autograd.backward(loss)
+        net.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    precision, seconds = hardware.probe_precision(step)
+    return {"precision": precision, "probe_seconds": {name: round(value, 5) for name, value in seconds.items()}}
+
+
+def build_accelerator(precision: str) -> Accelerator:
+    """The Accelerator of the run. Raises RecipeError when the launcher sets what a recipe owns."""
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        step_scheduler_with_optimizer=False,
+    )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise RecipeError(
+            f"the launcher sets gradient_accumulation_steps={accelerator.gradient_accumulation_steps}; accumulation"
+            " follows from train.batch_size and train.micro_batch_size: remove it from the launcher"
+        )
+    return accelerator
+
+
+@dataclass
+class SaveSchedule:
+    """When to save. `auto`: as often as keeps saving under 1 % of the time, and at least every 10 minutes."""
+
+    every: int | str
+    expected_bytes: int
+    clock: Callable[[], float] = time.monotonic
+    cost_seconds: float = field(init=False)
+    last: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cost_seconds = self.expected_bytes / DISK_BYTES_PER_SECOND
+        self.last = self.clock()
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be written after `step` optimizer steps."""
+        if self.every != "auto":
+            return step % int(self.every) == 0
+        return self.clock() - self.last >= min(LONGEST_GAP_SECONDS, self.cost_seconds / SHARE_FOR_SAVING)
+
+    def saved(self, seconds: float) -> None:
+        """Book a save that took `seconds`."""
+        self.cost_seconds, self.last = seconds, self.clock()

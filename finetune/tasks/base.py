@@ -1,0 +1,221 @@
+"""The questions a head must answer. One subclass per task; the loop knows only this interface."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from finetune.errors import ModelError
+from finetune.features import Features
+from finetune.record import Interval, SplitResults
+from finetune.rows import Rows
+
+if TYPE_CHECKING:
+    import torch
+
+    from finetune.recipe import Recipe
+
+__all__ = ["Batch", "Case", "Predictions", "Task", "encode_texts", "refuse_placeholder_names"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. `inputs` go to the model; `targets` only to the loss. Tensors have the batch axis first."""
+
+    inputs: dict[str, torch.Tensor]
+    targets: dict[str, torch.Tensor]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`; the copy does not wait when the source is pinned."""
+        return Batch(
+            {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()},
+            {name: tensor.to(device, non_blocking=True) for name, tensor in self.targets.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the model says of the rows of one split, in the order of the rows.
+
+    ids: of the rows. loss: plain loss of each row, (n,). arrays: what the task's other methods need, by name; the first
+    axis is the row.
+    """
+
+    ids: list[str]
+    loss: np.ndarray
+    arrays: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the published pipeline and the answer our own code gives to it."""
+
+    inputs: Any
+    kwargs: dict[str, Any]
+    expected: Any
+
+
+class Task(ABC):
+    """A head: how rows become features, what is optimised, what is predicted and how that is scored.
+
+    An instance is built from the recipe and the rows, and holds the labels and whatever is tuned on validation.
+    """
+
+    name: ClassVar[str]
+    auto_class: ClassVar[str]  # the transformers Auto class that carries the head
+    head: ClassVar[str]  # how the names of architectures with this head end
+    text_role: ClassVar[str]  # the role that holds the text the model reads
+    pipeline: str  # the word for transformers.pipeline and for the card
+    labels: list[str]
+    max_length: int
+    problem: str | None = None
+    labels_must_match: bool = True  # a checkpoint's label names against those of the data, when only evaluating
+
+    @classmethod
+    @abstractmethod
+    def from_rows(cls, recipe: Recipe, splits: dict[str, Rows], labels: Sequence[str] | None = None) -> Self:
+        """Build the task. `labels` are those of a checkpoint whose head is used as it is, else they come from the rows.
+
+        Raises DataError with every problem of the labels in all splits.
+        """
+
+    @abstractmethod
+    def encoding_key(self) -> str:
+        """JSON of all settings that change what `encode` returns."""
+
+    @abstractmethod
+    def encode(self, batch: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
+        """k rows to n >= k features: lists of ints for sequences, numbers for scalars; `row` and `truncated` always."""
+
+    @abstractmethod
+    def counts(self, features: Features) -> np.ndarray:
+        """What each feature adds to the denominator of the loss, float64 (n,)."""
+
+    @abstractmethod
+    def collate(self, features: Features, index: np.ndarray, tokenizer: Any) -> Batch:
+        """The features at `index`, padded to the longest of them."""
+
+    @abstractmethod
+    def loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """The sum of the loss over the batch, fp32 (); the loop divides by the counts of the global batch."""
+
+    @abstractmethod
+    def predict(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """Run the model; what `decode` needs of it, reduced on the device. Each tensor has the batch axis first."""
+
+    @abstractmethod
+    def decode(self, outputs: dict[str, list[np.ndarray]], features: Features, rows: Rows) -> Predictions:
+        """outputs: name -> one array per feature, in the order of the features."""
+
+    @abstractmethod
+    def score(self, predictions: Predictions, names: Sequence[str] | None = None) -> dict[str, Interval]:
+        """Metrics with their intervals; `names` None means the defaults of the task."""
+
+    @abstractmethod
+    def records(self, predictions: Predictions) -> list[dict[str, Any]]:
+        """One line of `predictions/<split>.jsonl` per row: id, gold, prediction, score, loss, as plain Python."""
+
+    @abstractmethod
+    def default_metric(self) -> str:
+        """The metric that selects the best checkpoint when the recipe names none."""
+
+    def tune(self, predictions: Predictions) -> None:  # noqa: B027  (most heads have nothing to tune)
+        """Fit thresholds and the like to the predictions on validation; kept in the task, saved by `configure`."""
+
+    def baselines(self, splits: dict[str, Rows]) -> dict[str, dict[str, SplitResults]]:
+        """Results of trivial methods on the evaluation splits: name -> split -> results."""
+        del splits
+        return {}
+
+    @abstractmethod
+    def configure(self, config: Any) -> None:
+        """Write label names and decoding rules into the model's config, as the pipeline reads them."""
+
+    def probes(self, rows: Rows, index: np.ndarray, texts: Sequence[str]) -> Rows:
+        """Rows for `verify`: those at `index`, and the first of them once for each of `texts`, put in its place."""
+        import pyarrow as pa
+
+        chosen = rows.take(index)
+        extra = chosen.table.slice(0, 1)
+        column = chosen.table.schema.get_field_index(self.text_role)
+        tables = [extra.set_column(column, self.text_role, pa.array([text], pa.string())) for text in texts]
+        return replace(chosen, table=pa.concat_tables([chosen.table, *tables]))
+
+    @abstractmethod
+    def cases(self, rows: Rows, predictions: Predictions) -> list[Case]:
+        """What the published pipeline is given for each of `rows`, and what it must return by our own predictions."""
+
+    @abstractmethod
+    def snippet(self, rows: Rows) -> str:
+        """Python that calls the published model; `{model}` stands for its id or folder."""
+
+    def adopt(self, config: Any) -> None:  # noqa: B027  (most heads keep nothing else in the config)
+        """Take over decoding rules that `configure` stored in a checkpoint's config."""
+
+    @classmethod
+    @abstractmethod
+    def make_pipeline(cls, folder: Path, config: Any) -> Any:
+        """The transformers pipeline for a model on disk, without code that comes with it."""
+
+    @classmethod
+    @abstractmethod
+    def input_problem(cls, row: dict[str, Any]) -> str | None:
+        """What is wrong with one input of `finetune predict`, or None."""
+
+    @classmethod
+    @abstractmethod
+    def answers(cls, pipe: Any, rows: list[dict[str, Any]], batch_size: int) -> list[Any]:
+        """What the pipeline says of each row, with the decoding rules that the card states."""
+
+    def notes(self) -> list[str]:
+        """Sentences for the card about decoding: thresholds, windows, rules."""
+        return []
+
+    def export(self, folder: Path) -> None:  # noqa: B027  (most heads add no file)
+        """Write what this head adds to the exported folder."""
+
+
+def encode_texts(
+    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> tuple[list[list[int]], list[list[int]] | None, list[bool]]:
+    """Token ids, token type ids (None where the model takes none) and whether the text was cut at `max_length`.
+
+    Pairs are cut at the end of the longer text first. A fast tokenizer is called without building masks and offsets
+    (tokenizers `encode_batch_fast`).
+    """
+    wants_types = "token_type_ids" in tokenizer.model_input_names
+    if not tokenizer.is_fast:
+        return _encode_slow(tokenizer, texts, pairs, max_length, wants_types)
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.enable_truncation(max_length, strategy="longest_first")
+    items = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+    encodings = backend.encode_batch_fast(items, add_special_tokens=True)
+    backend.no_truncation()
+    types = [encoding.type_ids for encoding in encodings] if wants_types else None
+    return [encoding.ids for encoding in encodings], types, [bool(encoding.overflowing) for encoding in encodings]
+
+
+def _encode_slow(
+    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int, wants_types: bool
+) -> tuple[list[list[int]], list[list[int]] | None, list[bool]]:
+    arguments = [list(texts)] if pairs is None else [list(texts), list(pairs)]
+    full = tokenizer(*arguments, verbose=False)["input_ids"]
+    cut = tokenizer(*arguments, truncation="longest_first", max_length=max_length, return_token_type_ids=wants_types)
+    truncated = [len(ids) > max_length for ids in full]
+    return cut["input_ids"], cut["token_type_ids"] if wants_types else None, truncated
+
+
+def refuse_placeholder_names(labels: Sequence[str]) -> None:
+    """Raises ModelError when a name is of the form LABEL_0: such a model tells its reader nothing."""
+    bad = [name for name in labels if name.upper().startswith("LABEL_") and name[6:].isdigit()]
+    if bad:
+        raise ModelError(
+            f"labels {', '.join(bad[:5])}: expected real names, found placeholders; name the classes in the data"
+            " (a label column with names) before training"
+        )
