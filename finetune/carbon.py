@@ -42,6 +42,7 @@ class Carbon:
     def __init__(
         self, country: str | None, enabled: bool, previous: Emissions | None = None, deadline_seconds: float = 10.0
     ) -> None:
+        self.enabled = enabled
         self._country = country
         self._previous = previous
         self._deadline_seconds = deadline_seconds
