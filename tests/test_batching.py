@@ -1,0 +1,80 @@
+"""Order is a function of seed, epoch and lengths; batches waste little; every row comes once."""
+
+import numpy as np
+import pytest
+
+from finetune.batching import Plan, epoch_batches, random_key, share_of_rank, sorted_batches
+
+LENGTHS = np.random.default_rng(0).integers(3, 65, size=8530)
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 32}, {"batch_size": None, "batch_tokens": 1000}])
+def test_every_row_once(settings):
+    batches = epoch_batches(LENGTHS, seed=0, epoch=0, **settings)
+    assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(len(LENGTHS)))
+
+
+def test_same_arguments_same_order_and_other_epoch_or_seed_another():
+    first = epoch_batches(LENGTHS, 32, 0, 0)
+    assert all(np.array_equal(a, b) for a, b in zip(first, epoch_batches(LENGTHS, 32, 0, 0), strict=True))
+    for other in (epoch_batches(LENGTHS, 32, 0, 1), epoch_batches(LENGTHS, 32, 1, 0)):
+        assert not np.array_equal(first[0], other[0])
+
+
+def test_padding_is_at_most_two_percent_and_order_stays_random():
+    batches = epoch_batches(LENGTHS, 32, 0, 0)
+    slots = sum(len(batch) * LENGTHS[batch].max() for batch in batches)
+    assert 1 - LENGTHS.sum() / slots <= 0.02
+    means = np.array([LENGTHS[batch].mean() for batch in batches])
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2
+
+
+def test_neighbours_of_a_row_change_between_epochs():
+    together = [{frozenset(batch.tolist()) for batch in epoch_batches(LENGTHS[:480], 16, 0, epoch)} for epoch in range(2)]
+    assert len(together[0] & together[1]) <= 1
+
+
+def test_token_budget_is_kept_but_for_single_rows():
+    for batch in epoch_batches(LENGTHS, None, 0, 0, batch_tokens=100):
+        assert len(batch) == 1 or len(batch) * LENGTHS[batch].max() <= 100
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 7, 32])
+def test_shares_cover_the_batch_and_have_equally_many_pieces(rows, processes):
+    batch = np.arange(100, 100 + rows)
+    shares = [share_of_rank(batch, rank, processes, micro_rows=3) for rank in range(processes)]
+    assert len({len(share) for share in shares}) == 1
+    assert all(len(piece) <= 3 for share in shares for piece in share)
+    assert sorted(row for share in shares for piece in share for row in piece) == list(batch)
+
+
+def test_evaluation_batches_are_sorted_and_bounded():
+    batches = sorted_batches(LENGTHS, rows=64, tokens=1024)
+    assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(len(LENGTHS)))
+    longest = [LENGTHS[batch].max() for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+    assert all(len(batch) * LENGTHS[batch].max() <= 1024 for batch in batches)
+
+
+def test_plan_counts_steps_and_finds_any_step_without_the_ones_before():
+    plan = Plan(LENGTHS[:100], batch_size=8, batch_tokens=None, seed=3, epochs=2.5, max_steps=None)
+    assert plan.steps == 13 + 13 + round(0.5 * 13)
+    late = Plan(LENGTHS[:100], batch_size=8, batch_tokens=None, seed=3, epochs=2.5, max_steps=None)
+    expected = [plan.rows(step) for step in range(plan.steps)]
+    assert np.array_equal(late.rows(20), expected[20])
+    assert late.epochs_done(13) == 1.0
+    assert late.ends_epoch(12)
+    assert not late.ends_epoch(13)
+
+
+def test_max_steps_repeat_the_data_as_often_as_needed():
+    plan = Plan(LENGTHS[:20], batch_size=8, batch_tokens=None, seed=0, epochs=None, max_steps=7)
+    assert plan.steps == 7
+    assert plan.place(6) == (2, 0)
+
+
+def test_random_keys_differ_by_every_part():
+    keys = {random_key(seed, "step", step, micro, rank) for seed in (0, 1) for step in (0, 1) for micro in (0, 1) for rank in (0, 1)}
+    assert len(keys) == 16
+    assert all(0 <= key < 2**63 for key in keys)

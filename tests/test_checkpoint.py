@@ -1,0 +1,146 @@
+"""A checkpoint is complete or absent, verified before use, and exact."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune import checkpoint
+from finetune.checkpoint import Progress, Snapshot
+from finetune.errors import ResumeError, StorageError
+
+
+def snapshot(step=1, value=1.0):
+    weights = {"layer.weight": torch.full((4, 3), value), "layer.bias": torch.tensor([0.1, -0.0, 1e-30])}
+    optimizer = {"layer.weight/exp_avg": torch.rand(4, 3), "layer.weight/step": torch.tensor(float(step))}
+    progress = Progress(step=step, window_loss=0.1 + 0.2, carried={"chosen": {"precision": "bf16"}})
+    return Snapshot(progress, weights, optimizer, {"layer.weight": torch.zeros(4, 3)})
+
+
+def test_round_trip_is_bitwise(tmp_path):
+    saved = snapshot(step=7)
+    checkpoint.save(tmp_path, saved, keep_last=2)
+    found, problems = checkpoint.latest(tmp_path)
+    assert problems == []
+    assert found.progress == saved.progress
+    for group in ("weights", "optimizer", "best"):
+        ours, theirs = getattr(found, group), getattr(saved, group)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name].view(torch.uint8), theirs[name].view(torch.uint8)) for name in ours if ours[name].ndim)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert checkpoint.latest(tmp_path / "checkpoints") == (None, [])
+
+
+def test_keeps_the_newest_and_removes_leftovers(tmp_path):
+    (tmp_path / ".tmp-step-00000009-1").mkdir()
+    for step in (1, 2, 3, 4):
+        checkpoint.save(tmp_path, snapshot(step), keep_last=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+FILES = ["weights.safetensors", "optimizer.safetensors", "best.safetensors", "state.json", "MANIFEST.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "one byte short", "flipped bit"])
+def test_damage_is_found_and_the_checkpoint_before_is_used(tmp_path, name, damage):
+    checkpoint.save(tmp_path, snapshot(1, value=1.0), keep_last=2)
+    newest = checkpoint.save(tmp_path, snapshot(2, value=2.0), keep_last=2)
+    _damage(newest / name, damage)
+    found, problems = checkpoint.latest(tmp_path)
+    assert found.progress.step == 1
+    assert len(problems) == 1
+    assert "step-00000002" in problems[0]
+    assert (name if (name, damage) != ("MANIFEST.json", "flipped bit") else "sha256") in problems[0]
+
+
+def _damage(path, damage):
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "flipped bit":
+        place = content.index(b"sha256") + 12 if path.name == "MANIFEST.json" else len(content) // 2
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    else:
+        path.write_bytes(content[: {"empty": 0, "half": len(content) // 2, "one byte short": len(content) - 2}[damage]])
+
+
+def test_nothing_usable_is_an_error_of_its_own(tmp_path):
+    path = checkpoint.save(tmp_path, snapshot(1), keep_last=2)
+    _damage(path / "state.json", "empty")
+    with pytest.raises(ResumeError, match="no checkpoint can be used") as caught:
+        checkpoint.latest(tmp_path)
+    assert caught.value.exit_code == 6
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path):
+    """A file-size limit stands in for a full disk: the kernel refuses the write in the same place."""
+    checkpoint.save(tmp_path, snapshot(1), keep_last=2)
+    program = f"""
+        import resource, signal, sys
+        from pathlib import Path
+        import torch
+        from finetune import checkpoint
+        from finetune.checkpoint import Progress, Snapshot
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        big = {{"w": torch.zeros(100_000)}}
+        try:
+            checkpoint.save(Path({str(tmp_path)!r}), Snapshot(Progress(step=2), big, big), 2)
+        except checkpoint.StorageError as error:
+            print(error)
+            sys.exit(error.exit_code)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False, cwd=Path.cwd()
+    )
+    assert ended.returncode == 5, ended.stderr
+    assert "disk is full" in ended.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert checkpoint.latest(tmp_path)[0].progress.step == 1
+
+
+def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        checkpoint.save(tmp_path / "file" / "checkpoints", snapshot(), keep_last=2)
+
+
+def test_killed_at_any_moment_of_saving_the_newest_is_intact(tmp_path):
+    program = f"""
+        from pathlib import Path
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_checkpoint import snapshot
+        from finetune import checkpoint
+        step = 0
+        print("ready", flush=True)
+        while True:
+            step += 1
+            checkpoint.save(Path({str(tmp_path)!r}), snapshot(step), 2)
+    """
+    for number in range(5):
+        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, cwd=Path.cwd())
+        process.stdout.readline()
+        time.sleep(0.05 + 0.013 * number)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        found, problems = checkpoint.latest(tmp_path)
+        assert problems == []
+        assert found is not None or not checkpoint.steps_on_disk(tmp_path)
+
+
+def test_state_is_plain_json(tmp_path):
+    path = checkpoint.save(tmp_path, snapshot(3), keep_last=2)
+    assert json.loads((path / "state.json").read_text())["window_loss"] == 0.1 + 0.2
+    assert sorted(file.name for file in path.iterdir()) == sorted(FILES)
