@@ -1,0 +1,222 @@
+"""One step is one global batch however it is cut; a resumed run is the uninterrupted one, bit for bit."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+
+from finetune import checkpoint, loop, preparation, session
+from finetune.checkpoint import Progress
+from finetune.errors import NonFiniteError, Preempted
+from finetune.events import Events
+from finetune.model import add_lora, load_for_training
+from finetune.optim import adamw
+from finetune.recipe import load
+
+
+class Stop:
+    """A stop flag for tests: asks for a stop after so many questions."""
+
+    reason = "test"
+
+    def __init__(self, after=None):
+        self.left = after
+
+    def __bool__(self):
+        if self.left is None:
+            return False
+        self.left -= 1
+        return self.left < 0
+
+
+class Session:
+    """What `run` wires, with everything logged and saved kept in lists."""
+
+    def __init__(self, ready, settings, *, lora=None, stop_after=None, patience=None, values=None):
+        loaded = load_for_training(ready.checkpoint, ready.config, ready.task, ready.recipe)
+        self.head_swap = loaded.head_swap
+        net = loaded.model if lora is None else add_lora(loaded.model, loaded.head_swap, lora, settings.seed)
+        self.accelerator = session.build_accelerator("fp32")
+        model, optimizer = self.accelerator.prepare(net, adamw(net, settings.learning_rate, settings.weight_decay))
+        self.lines, self.saved, self.values = [], [], list(values or [])
+        self.fit = loop.Fit(
+            accelerator=self.accelerator,
+            model=model.train(),
+            optimizer=optimizer,
+            task=ready.task,
+            tokenizer=ready.tokenizer,
+            features=ready.features["train"],
+            rows=ready.splits["train"],
+            plan=session.make_plan(ready.features["train"], settings),
+            settings=settings,
+            progress=Progress(micro_rows=int(settings.micro_batch_size)),
+            stop=Stop(stop_after),
+            evaluate_every=None,
+            patience=patience,
+            larger_is_better=True,
+            evaluate=(lambda: self.values.pop(0)) if values else None,
+            log=lambda line: self.lines.append((self.fit.progress.step, line["loss"])),
+            save=self.saved.append,
+            save_due=lambda step: False,
+        )
+
+    def weights(self):
+        return {name: value.clone() for name, value in loop.trainable_weights(self.fit.model).items()}
+
+
+@pytest.fixture
+def ready(tmp_path, tiny_checkpoint):
+    path = tiny_run.write_recipe(tmp_path, tiny_checkpoint, micro_batch_size=8)
+    return preparation.prepare(load(path), Events())
+
+
+def settings(ready, **changes):
+    return ready.recipe.train.model_copy(update=changes)
+
+
+def first_gradient(ready, micro_rows, dropout=0.0):
+    """The gradient of the first step, before clipping."""
+    run = Session(ready, settings(ready, micro_batch_size=micro_rows))
+    for module in run.fit.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    for layer in run.fit.model.bert.encoder.layer:
+        layer.attention.self.dropout.p = dropout
+    run.fit.model.config.attention_probs_dropout_prob = dropout
+    loop._gradients(run.fit, run.fit.plan.rows(0))
+    return {name: p.grad.clone() for name, p in run.fit.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("micro_rows", [1, 3, 4])
+def test_any_cut_into_micro_batches_has_the_gradient_of_the_whole_batch(ready, micro_rows):
+    whole, cut = first_gradient(ready, 8), first_gradient(ready, micro_rows)
+    assert whole.keys() == cut.keys()
+    for name in whole:
+        torch.testing.assert_close(cut[name], whole[name], atol=1e-6, rtol=1e-4)
+
+
+def test_class_weights_divide_by_the_weight_of_the_whole_batch(tmp_path, tiny_checkpoint):
+    path = tiny_run.write_recipe(tmp_path, tiny_checkpoint, micro_batch_size=8, class_weights="{pos: 5.0, neg: 0.5}")
+    weighted = preparation.prepare(load(path), Events())
+    whole, cut = first_gradient(weighted, 8), first_gradient(weighted, 3)
+    for name in whole:
+        torch.testing.assert_close(cut[name], whole[name], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("micro_rows", [8, 3])
+@pytest.mark.parametrize("stop_after", [0, 4, 7])
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(ready, tmp_path, micro_rows, stop_after):
+    wanted = settings(ready, micro_batch_size=micro_rows)
+    whole = Session(ready, wanted)
+    loop.fit(whole.fit)
+    first = Session(ready, wanted, stop_after=stop_after)
+    with pytest.raises(Preempted):
+        loop.fit(first.fit)
+    checkpoint.save(tmp_path / "checkpoints", first.saved[-1], 2)
+    torch.rand(7)  # what else draws random numbers must not matter
+    second = Session(ready, wanted)
+    saved, _ = checkpoint.latest(tmp_path / "checkpoints")
+    second.fit.progress = saved.progress
+    loop.restore(second.fit, saved)
+    loop.fit(second.fit)
+    assert second.fit.progress.step == whole.fit.plan.steps
+    for name, value in whole.weights().items():
+        assert torch.equal(second.weights()[name], value), name
+    assert second.fit.progress.sample_log_sha256 == whole.fit.progress.sample_log_sha256
+    assert first.lines + second.lines == whole.lines
+    ours, theirs = loop.snapshot(second.fit).optimizer, loop.snapshot(whole.fit).optimizer
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_dropout_depends_on_the_step_not_on_what_came_before(ready):
+    wanted = settings(ready, seed=5)
+    plain, disturbed = Session(ready, wanted), Session(ready, wanted)
+    loop.fit(plain.fit)
+    disturbed.fit.save_due = lambda step: bool(torch.rand(3).sum() < -1)  # draws between all steps
+    loop.fit(disturbed.fit)
+    for name, value in plain.weights().items():
+        assert torch.equal(disturbed.weights()[name], value)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(ready):
+    run = Session(ready, settings(ready))
+    original = run.fit.task.loss
+    run.fit.task.loss = lambda outputs, batch: original(outputs, batch) * float("nan")
+    before = run.weights()
+    with pytest.raises(NonFiniteError, match="step 1: the gradient is NaN or infinite") as caught:
+        loop.fit(run.fit)
+    assert caught.value.exit_code == 4
+    assert all(torch.equal(run.weights()[name], value) for name, value in before.items())
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(ready, monkeypatch):
+    whole = first_gradient(ready, 8)
+    run = Session(ready, settings(ready, micro_batch_size=8))
+    for module in run.fit.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    run.fit.model.config.attention_probs_dropout_prob = 0.0
+    collate = run.fit.task.collate
+
+    def small_memory(features, index, tokenizer):
+        if len(index) > 3:
+            raise torch.OutOfMemoryError("injected")
+        return collate(features, index, tokenizer)
+
+    monkeypatch.setattr(run.fit.task, "collate", small_memory)
+    loop._gradients(run.fit, run.fit.plan.rows(0))
+    assert run.fit.progress.micro_rows == 2
+    for name, parameter in run.fit.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, whole[name], atol=1e-6, rtol=1e-4)
+
+
+def test_early_stopping_keeps_the_best_weights(ready):
+    run = Session(ready, settings(ready, epochs=6.0), patience=2, values=[0.5, 0.9, 0.7, 0.8, 0.1, 0.1])
+    loop.fit(run.fit)
+    progress = run.fit.progress
+    assert progress.stopped_early
+    assert progress.best_value == 0.9
+    assert progress.best_step == 16
+    assert progress.step == 32
+    assert any(not torch.equal(run.fit.best[name], value) for name, value in run.weights().items())
+
+
+def test_an_evaluation_owed_at_the_stop_comes_first_after_the_resume(ready):
+    run = Session(ready, settings(ready), stop_after=7, values=[0.5, 0.6])
+    with pytest.raises(Preempted):
+        loop.fit(run.fit)
+    assert run.saved[-1].progress.evaluation_owed
+    assert len(run.values) == 2
+    saved = dataclasses.replace(run.saved[-1])
+    again = Session(ready, settings(ready), values=[0.5, 0.6])
+    again.fit.progress = saved.progress
+    loop.restore(again.fit, saved)
+    loop.fit(again.fit)
+    assert again.fit.progress.best_step == 16
+    assert again.values == []
+
+
+def test_predictions_come_once_per_feature_in_order(ready):
+    run = Session(ready, settings(ready))
+    features = ready.features["train"]
+    run.fit.model.eval()
+    together = loop.predict(run.accelerator, run.fit.model, ready.task, features, ready.tokenizer, max_rows=7)
+    alone = loop.predict_here(run.fit.model, ready.task, features, ready.tokenizer, run.accelerator.device)
+    assert len(together["logits"]) == len(features)
+    np.testing.assert_allclose(np.stack(together["logits"]), np.stack(alone["logits"]), atol=1e-5)
+
+
+def test_lora_moves_every_weight_of_the_new_head_and_none_of_the_backbone(ready):
+    from finetune.recipe import LoraBlock
+
+    run = Session(ready, settings(ready), lora=LoraBlock(r=4))
+    before = {name: value.clone() for name, value in run.fit.model.named_parameters()}
+    loop.fit(run.fit)
+    moved = {name for name, value in run.fit.model.named_parameters() if not torch.equal(before[name], value)}
+    assert {name for name in moved if "lora_" not in name} == {
+        f"base_model.model.classifier.modules_to_save.default.{part}" for part in ("weight", "bias")
+    }
+    assert any("lora_" in name for name in moved)
