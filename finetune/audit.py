@@ -115,9 +115,7 @@ def _ids(recipe: Recipe, findings: Findings) -> None:
         if not len(repeated):
             continue
         first = one.table.column("id")[int(repeated[0])].as_py()
-        text = (
-            f"{split}: {len(repeated):,} rows have the id of an earlier row ({first!r}: {one.where(int(repeated[0]))})"
-        )
+        text = f"{split}: of {len(one):,} rows, {len(repeated):,} have the id of an earlier row ({first!r}: {one.where(int(repeated[0]))})"
         if "question" in one.table.column_names:
             findings.problems.add("duplicate ids", f"{text}; answers are told apart by their id")
         else:

@@ -250,5 +250,6 @@ def encode(rows: Rows, task: Encoder, tokenizer: Any, tokenizer_key: str) -> Fea
 def _code(task: type) -> list[str]:
     """sha256 of the modules that define a task: features of an older version of its code are not taken up."""
     modules = [sys.modules[part.__module__] for part in task.__mro__ if part.__module__ not in ("builtins", "abc")]
-    paths = [Path(module.__file__) for module in modules if module.__file__]
+    files = [getattr(module, "__file__", None) for module in modules]  # None at a Python prompt
+    paths = [Path(file) for file in files if file]
     return [f"{task.__qualname__} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in paths]

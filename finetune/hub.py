@@ -13,7 +13,7 @@ from finetune.errors import DataError
 from finetune.readers import BLOCK_ROWS, Block
 from finetune.store import file_sha256
 
-__all__ = ["HubSet", "HubSplit"]
+__all__ = ["HubSet", "HubSplit", "refuse_folder"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class HubSet:
     def __init__(self, path: str, name: str | None, revision: str | None) -> None:
         import datasets
 
+        refuse_folder(path)
         datasets.config.USE_PARQUET_EXPORT = False  # else a host is looked up that only the real Hub has
         datasets.disable_progress_bars()
         try:
@@ -77,6 +78,15 @@ class HubSet:
     def has(self, split: str) -> bool:
         """Whether all splits that a name or slice speaks of exist."""
         return all(part.partition("[")[0].strip() in self.names for part in split.split("+"))
+
+
+def refuse_folder(path: str) -> None:
+    """Raises DataError where a folder has the name of the set: `datasets` would silently read the folder instead."""
+    if Path(path).exists():
+        raise DataError(
+            f"data.path: {path}: expected a set of the Hub, and the working directory has a folder of that name;"
+            f" for the folder write ./{path}, for the set start elsewhere"
+        )
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -104,12 +114,10 @@ def _reason(path: str, name: str | None, revision: str | None, error: Exception)
         )
     if isinstance(error, DatasetGenerationError) and error.__cause__:
         text = f"a file of the set cannot be read: {' '.join(str(error.__cause__).split())}"
-    return f"data.path: {what}: {text}{_hint(path, text)}"
+    return f"data.path: {what}: {text}{_hint(text)}"
 
 
-def _hint(path: str, text: str) -> str:
-    if Path(path).exists():
-        return f"; for the local folder write ./{path}"
+def _hint(text: str) -> str:
     if "cannot be accessed" in text:
         return "; check the name, or log in (HF_TOKEN) if it is private or gated"
     if "Couldn't reach" in text:

@@ -93,19 +93,21 @@ def _type_words(one: Rows, role: str) -> str:
 
 def check_values(recipe: Recipe, findings: Findings) -> None:
     """Classes must be among those declared, or else among those of train; a regression needs numbers."""
-    known: set[Any] = set()
+    train = findings.splits.get("train")
     for split, one in list(findings.splits.items()):
-        role = next((role for role in ("label", "labels") if role in one.table.column_names), None)
+        role = _role(one)
         if role is None:
             continue
         if role == "label" and _regression(recipe, one):
             _numbers(one, findings)
         elif role in one.class_names:
             _in_range(recipe, one, role, findings)
-        elif split == "train":
-            known = set(_distinct(one, role))
-        elif "train" in findings.splits:
-            _seen(one, role, known, findings)
+        elif split != "train" and train is not None and role in train.table.column_names:
+            _seen(one, role, set(_distinct(train, role)), findings)
+
+
+def _role(one: Rows) -> str | None:
+    return next((role for role in ("label", "labels") if role in one.table.column_names), None)
 
 
 def _distinct(one: Rows, role: str) -> list[Any]:
@@ -128,11 +130,12 @@ def _rows_with(one: Rows, role: str, value: Any) -> str:
 
 
 def _seen(one: Rows, role: str, known: set[Any], findings: Findings) -> None:
+    names = {str(name).lower(): name for name in sorted(known)}
     for value in _distinct(one, role):
         if value in known:
             continue
-        near = difflib.get_close_matches(str(value), [str(name) for name in known], 1, 0.75)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = difflib.get_close_matches(str(value).lower(), names, 1, 0.75)
+        hint = f"; did you mean {names[near[0]]!r}?" if near else ""
         findings.problems.add(
             "labels unseen in train",
             f"{one.split}: label {value!r} is not in train ({_rows_with(one, role, value)}){hint}",
@@ -188,7 +191,7 @@ def _is_number(text: str) -> bool:
 def count(recipe: Recipe, findings: Findings) -> None:
     """Note the rows of each split, and of each label where labels are classes."""
     for split, one in findings.splits.items():
-        role = next((role for role in ("label", "labels") if role in one.table.column_names), None)
+        role = _role(one)
         if role is None or _regression(recipe, one):
             findings.notes.append(f"{split}: {len(one):,} rows")
             continue
