@@ -114,8 +114,9 @@ def _ids(recipe: Recipe, findings: Findings) -> None:
         repeated = _repeated(_hashes(one, ["id"]))
         if not len(repeated):
             continue
-        first = one.table.column("id")[int(repeated[0])].as_py()
-        text = f"{split}: of {len(one):,} rows, {len(repeated):,} have the id of an earlier row ({first!r}: {one.where(int(repeated[0]))})"
+        first = int(repeated[0])
+        example = f"{one.table.column('id')[first].as_py()!r}: {one.where(first)}"
+        text = f"{split}: of {len(one):,} rows, {len(repeated):,} have the id of an earlier row ({example})"
         if "question" in one.table.column_names:
             findings.problems.add("duplicate ids", f"{text}; answers are told apart by their id")
         else:
