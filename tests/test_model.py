@@ -36,7 +36,7 @@ def test_head_swap_of_an_encoder(tmp_path, tiny_checkpoint):
 def test_a_head_that_came_with_the_checkpoint_is_renewed(tmp_path):
     """Same shape, other meaning: without care the foreign head would be reused in silence."""
     folder = tiny_export.build(tmp_path / "classifier")
-    path = tiny_run.write_recipe(tmp_path, folder)
+    path = tiny_run.write_recipe(tmp_path, folder, seed=7)
     for split in ("train", "validation", "test"):
         rows = [(text, {"pos": "a", "neg": "b"}[label]) for text, label in tiny_run.sentences(20, seed=1)] + [("film", "c")]
         tiny_run.write_csv(tmp_path / f"{split}.csv", ("text", "label"), rows)
@@ -254,8 +254,8 @@ class TestPretrained:
 
     def test_sha256_is_checked(self, tmp_path, tiny_checkpoint):
         path = tiny_run.write_recipe(tmp_path, tiny_checkpoint)
-        path.write_text(path.read_text().replace("model:\n", f"model:\n  sha256: {'0' * 64}\n"))
-        with pytest.raises(ModelError, match=r"model.sha256: model.safetensors of .* has sha256 .*, expected 0000"):
+        path.write_text(path.read_text().replace("model:\n", f"model:\n  sha256: {'f' * 64}\n"))
+        with pytest.raises(ModelError, match=r"model.sha256: model.safetensors of .* has sha256 .*, expected ffff"):
             preparation.prepare(load(path), Events())
 
     def test_a_tokenizer_of_another_model(self, tmp_path, tiny_checkpoint):
