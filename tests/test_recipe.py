@@ -217,6 +217,15 @@ def test_what_decides_the_numbers_is_told(write, old, new, key):
     assert before.sha256() != after.sha256()
 
 
+def test_a_default_and_the_same_value_written_down_are_one(write):
+    short = load(write(SHORT.replace("a/b}", "a/b, lora: {}}")))
+    long = load(
+        write(SHORT.replace("a/b}", "a/b, lora: {alpha: 16}}").replace("train: {}", "train: {epochs: 3}"), "b.yaml")
+    )
+    assert short.sha256() == long.sha256()
+    assert difference(short.to_yaml(), long) == []
+
+
 def test_difference_names_both_values(write):
     before, after = load(write(CONTRACT)), load(write(CONTRACT.replace("seed: 0", "seed: 5"), "new.yaml"))
     assert difference(f"# versions\n{before.to_yaml()}", after) == [("train.seed", 0, 5)]
@@ -238,7 +247,7 @@ def test_difference_refuses_what_is_no_recipe(write):
 @pytest.mark.parametrize(
     ("path", "local"),
     [
-        *[(path, True) for path in ("./x", "../x", "/x", "x/", "data/*.csv", "x.csv", "a/b.jsonl", "a/b/c.conll", ".")],
+        *[(path, True) for path in ("./x", "../x", "/x", "x/", "data/*", "x.csv", "a/b.jsonl", "a/b/c.conll", ".")],
         *[(path, False) for path in ("a/b", "bert-base-uncased", "package://a/b.csv", "a/b.txt", "csv")],
     ],
 )
@@ -331,6 +340,8 @@ def test_all_problems_of_a_file_in_one_message_in_the_order_of_its_lines(write, 
         ("path: cornell", "path: 5 #", "found 5; put it in quotes: '5'"),
         ("name: null", "name: 001", "data.name: expected a text, found 001; put it in quotes: '001'"),
         ("test: test", "test: 1", "data.splits.test: expected the name of a split, or a share of train"),
+        ("label: label", "label: 5", "data.columns.label: expected the name of a column, found 5"),
+        ("test: test", "dev: 1", "data.splits.dev: expected train, validation or test"),
         ("test: test", "dev: test", "data.splits.dev: expected train, validation or test"),
         ("train: 2000", "train: 0", "data.limit.train: expected a whole number of at least 1, found 0"),
         ("[accuracy, f1]", "accuracy", "evaluate.metrics: expected a list of metrics, such as [accuracy, f1]"),
@@ -352,6 +363,13 @@ def test_one_problem_in_plain_words(write, old, new, message):
     assert lines[0].endswith("bad.yaml: 1 problem")
     assert message in lines[1]
     assert "nput should be" not in lines[1]
+
+
+def test_an_unknown_key_that_is_given_twice_is_both(write):
+    lines = refused(write(SHORT + "lr: 1\nlr: 2\n"))
+    assert [line.split(";")[0] for line in lines[1:]] == [
+        "  line 6, lr: unknown key", "  line 7, lr: given twice, first on line 6",
+    ]  # fmt: skip
 
 
 def test_missing_keys_say_what_they_are_for(write):
