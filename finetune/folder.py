@@ -106,7 +106,7 @@ class RunFolder:
         """The resolved recipe, with the versions it runs with as comments. Raises StorageError."""
         header = "".join(f"# {name} {number}\n" for name, number in versions.items())
         with storage_errors("writing recipe.yaml"):
-            write_atomic(self.recipe, header + recipe.to_yaml())
+            write_atomic(self.recipe, header + recipe.moved_to(self.path).to_yaml())
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl. Raises StorageError."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from finetune.recipe_blocks import DataBlock, ModelBlock, TrainBlock
-from finetune.recipe_types import Block, Count, Expect, Switch, Text
+from finetune.recipe_types import Block, Count, Expect, Switch, Text, is_local
 from finetune.yaml_lines import dump
 
 __all__ = [
@@ -173,6 +174,25 @@ class Recipe(Block):
     def locate(self, path: str) -> Path:
         """A local path of the recipe, counted from its folder; a glob stays a glob."""
         return self.folder / path
+
+    def moved_to(self, folder: Path) -> Recipe:
+        """The same recipe as if its file were in `folder`: local paths that count from the file are written anew."""
+        data = self.data.path
+        paths = (
+            self._rebased(data, folder)
+            if isinstance(data, str)
+            else {k: self._rebased(v, folder) for k, v in data.items()}
+        )
+        model = self.model.model_copy(update={"checkpoint": self._rebased(self.model.checkpoint, folder)})
+        moved = self.model_copy(update={"data": self.data.model_copy(update={"path": paths}), "model": model})
+        moved._source = folder / "recipe.yaml"
+        return moved
+
+    def _rebased(self, path: str, folder: Path) -> str:
+        if not is_local(path) or path.startswith("package://") or Path(path).is_absolute():
+            return path
+        moved = os.path.relpath(self.locate(path), folder.resolve())
+        return f"{moved if moved.startswith('.') else f'./{moved}'}{'/' if path.endswith('/') else ''}"
 
     def __eq__(self, other: object) -> bool:
         """Equal settings, wherever they were read from."""

@@ -64,14 +64,20 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto", events: Eve
 def _join_processes() -> PartialState:
     """Join the group of processes that the launcher started. Raises RecipeError when it is not whole."""
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if wanted > 1 and int(os.environ.get("LOCAL_RANK", "-1")) < 0:
+        raise _incomplete(wanted, 1)  # a launcher that starts several processes tells each its number
     arguments: dict[str, Any] = {"timeout": PROCESS_TIMEOUT} if wanted > 1 else {}
     state = PartialState(cpu=not torch.cuda.is_available(), **arguments)
     if state.num_processes != wanted:
-        raise RecipeError(
-            f"the launcher announced {wanted} processes (WORLD_SIZE), but {state.num_processes} found each other;"
-            " start with accelerate launch --config_file configs/cpu.yaml (or ddp.yaml) -m finetune train …"
-        )
+        raise _incomplete(wanted, state.num_processes)
     return state
+
+
+def _incomplete(wanted: int, found: int) -> RecipeError:
+    return RecipeError(
+        f"the launcher announced {wanted} processes (WORLD_SIZE), but {found} found each other; start with"
+        " accelerate launch --config_file configs/cpu.yaml (or ddp.yaml) -m finetune train …"
+    )
 
 
 def _earlier_record(folder: RunFolder, recipe: Recipe, resume: str) -> RunRecord | None:
@@ -84,7 +90,9 @@ def _earlier_record(folder: RunFolder, recipe: Recipe, resume: str) -> RunRecord
             f"output: {folder.path} holds a run ({record.status}); choose another output, or leave --resume never out"
         )
     begun = bool(checkpoint.steps_on_disk(folder.checkpoints)) or record.status in ("finished", "published")
-    changed = difference(folder.recipe.read_text(encoding="utf-8"), recipe) if begun and folder.recipe.is_file() else []
+    changed = []
+    if begun and folder.recipe.is_file():
+        changed = difference(folder.recipe.read_text(encoding="utf-8"), recipe.moved_to(folder.path))
     if changed:
         lines = [f"  {key}: was {old!r}, is {new!r}" for key, old, new in changed]
         raise OutputError(

@@ -1,0 +1,259 @@
+"""From a recipe to a folder that `pipeline` loads; stopped and continued; refused; on two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_run
+
+import finetune
+from finetune import run
+from finetune.errors import OutputError, RecipeError
+from finetune.events import Events
+from finetune.record import RunRecord
+
+ROOT = Path(__file__).parents[1]
+
+
+def recipe(folder, checkpoint, text="carbon: {country: FRA}\n", **train):
+    folder.mkdir(exist_ok=True)
+    return tiny_run.write_recipe(folder, checkpoint, text, **train)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_checkpoint):
+    """The folder of a finished run and its record."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = recipe(folder, tiny_checkpoint, epochs=8, learning_rate=3.0e-3)
+    os.environ["FINETUNE_CACHE"] = str(folder / "cache")
+    messages = []
+    record = run.train(finetune.load_recipe(path), events=Events(message=messages.append))
+    return folder / "out", record, messages
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_run_folder_is_that_of_the_contract(finished):
+    folder, record, _ = finished
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "recipe.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "predictions",
+        "checkpoints",
+        "emissions.csv",
+        "export",
+        "verification.jsonl",
+    }
+    assert RunRecord.read(folder / "run.json") == record
+    stored = json.loads((folder / "run.json").read_text())
+    assert (stored["format"], stored["status"], stored["exit_code"]) == (1, "finished", 0)
+    assert stored["data"]["train"]["rows"] == 60
+    assert stored["training"]["steps"] == 64
+    assert stored["training"]["examples"] == 480
+    assert stored["results"]["test"]["n"] == 20
+    assert set(stored["results"]["test"]["accuracy"]) == {"value", "low", "high"}
+    assert stored["export"]["verified"] is True
+    assert stored["emissions"]["kwh"] > 0
+    assert set(stored["emissions"]["phases"]) == {"train", "evaluate"}
+
+
+def test_predictions_hold_every_row_once_with_its_gold_label(finished):
+    folder, record, _ = finished
+    found = lines(folder / "predictions" / "test.jsonl")
+    assert [line["id"] for line in found] == [str(number) for number in range(20)]
+    assert [line["gold"] for line in found] == [label for _, label in tiny_run.sentences(20, seed=2)]
+    share = sum(line["gold"] == line["prediction"] for line in found) / 20
+    assert share == pytest.approx(record.results["test"].metrics["accuracy"].value)
+
+
+def test_it_learned_and_says_what_it_reused(finished):
+    _, record, messages = finished
+    assert record.results["test"].metrics["accuracy"].value > 0.7
+    assert record.head_swap.new.names == ["classifier.bias", "classifier.weight"]
+    assert any(message.startswith("head swap: ") for message in messages)
+
+
+def test_metrics_log_has_steps_epochs_and_both_splits(finished):
+    folder, record, _ = finished
+    found = lines(folder / "metrics.jsonl")
+    assert [(line["step"], line["split"]) for line in found][:4] == [
+        (8, "validation"), (10, "train"), (16, "validation"), (20, "train"),
+    ]  # fmt: skip
+    assert found[0]["epoch"] == 1.0
+    assert found[-1]["tokens"] == record.training.tokens
+    best = max(line["values"]["accuracy"] for line in found if line["split"] == "validation")
+    assert record.best.value == best
+
+
+def test_a_stranger_and_our_own_pipeline_give_the_same_answers(finished):
+    folder, _, _ = finished
+    text = "the film was very good"
+    ours = finetune.pipeline(folder / "export")(text, truncation=True)
+    program = (
+        "import sys, json\nfrom transformers import pipeline\n"
+        "print(json.dumps(pipeline('text-classification', model=sys.argv[1])(sys.argv[2], truncation=True)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-I", "-c", program, str(folder / "export"), text], capture_output=True, text=True, check=True
+    )
+    theirs = json.loads(ended.stdout.splitlines()[-1])
+    assert theirs[0]["label"] == ours[0]["label"]
+    assert theirs[0]["score"] == pytest.approx(ours[0]["score"], abs=1e-6)
+
+
+def test_evaluating_the_export_gives_the_results_of_the_run(finished):
+    folder, record, _ = finished
+    found = finetune.evaluate(finetune.load_recipe(folder / "recipe.yaml", [f"output={folder}"]), folder / "export")
+    ours, theirs = found.results["test"].metrics["accuracy"], record.results["test"].metrics["accuracy"]
+    assert ours == theirs
+    assert [path.name for path in (folder / "evaluations").iterdir()]
+
+
+def test_a_finished_run_says_so_and_trains_nothing(finished):
+    folder, record, _ = finished
+    messages = []
+    again = run.train(finetune.load_recipe(folder.parent / "recipe.yaml"), events=Events(message=messages.append))
+    assert again.training == record.training
+    assert messages == [f"{folder}: this run is finished already; nothing to train"]
+
+
+def test_another_recipe_in_the_same_folder_is_refused_with_the_keys(finished):
+    folder, _, _ = finished
+    changed = finetune.load_recipe(folder.parent / "recipe.yaml", ["train.learning_rate=0.5"])
+    with pytest.raises(OutputError, match=r"train.learning_rate: was 0.003, is 0.5"):
+        run.train(changed)
+
+
+def test_resume_never_refuses_a_folder_with_a_run(finished):
+    folder, _, _ = finished
+    with pytest.raises(OutputError, match="holds a run"):
+        run.train(finetune.load_recipe(folder.parent / "recipe.yaml"), resume="never")
+
+
+def test_without_a_train_block_nothing_is_trained(finished):
+    folder, _, _ = finished
+    with pytest.raises(RecipeError, match="train: missing"):
+        run.train(finetune.load_recipe(folder.parent / "recipe.yaml", ["train=null"]))
+
+
+def command(path, *arguments):
+    return [sys.executable, "-m", "finetune", "train", str(path), *arguments]
+
+
+def start(arguments, folder, **environment):
+    return subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env=os.environ | {"FINETUNE_CACHE": str(folder / "cache")} | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=240)
+    return process.returncode, errors
+
+
+def fingerprint(folder):
+    """What must not depend on how often a run was stopped."""
+    record = json.loads((folder / "out" / "run.json").read_text())
+    metrics = [{k: v for k, v in line.items() if k != "seconds"} for line in lines(folder / "out" / "metrics.jsonl")]
+    weights = {
+        name: file["sha256"] for name, file in record["export"]["files"].items() if name.endswith(".safetensors")
+    }
+    return weights, record["training"]["sample_log_sha256"], metrics, record["results"]
+
+
+def test_stopped_by_signals_and_killed_it_ends_as_if_never_stopped(tmp_path, tiny_checkpoint):
+    settings = {"epochs": 30, "save_every": 3, "micro_batch_size": 3}
+    whole = recipe(tmp_path / "whole", tiny_checkpoint, "evaluate: {every: 40}\n", **settings)
+    assert finish(start(command(whole, "--quiet"), tmp_path))[0] == 0
+    path = recipe(tmp_path / "cut", tiny_checkpoint, "evaluate: {every: 40}\n", **settings)
+    out = path.parent / "out"
+    codes = []
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1):
+        process = start(command(path, "--quiet"), tmp_path)
+        known = len(codes) * 30
+        wait_for(lambda known=known: newest(out) > known, process)
+        os.kill(process.pid, number)
+        codes.append(finish(process)[0])
+    assert codes == [75, -signal.SIGKILL, 75]
+    assert RunRecord.read(out / "run.json").status == "pre-empted"
+    code, errors = finish(start(command(path, "--quiet"), tmp_path))
+    assert code == 0, errors
+    assert fingerprint(path.parent) == fingerprint(whole.parent)
+    assert len(RunRecord.read(out / "run.json").training.resumed_from) == 3
+
+
+def newest(out):
+    return max((int(path.name[-8:]) for path in (out / "checkpoints").glob("step-*")), default=0)
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+
+
+def test_two_runs_in_one_folder(tmp_path, tiny_checkpoint):
+    path = recipe(tmp_path / "run", tiny_checkpoint, epochs=400, save_every=5)
+    first = start(command(path, "--quiet"), tmp_path)
+    try:
+        wait_for(lambda: newest(path.parent / "out") > 0, first)
+        code, errors = finish(start(command(path, "--quiet"), tmp_path))
+        assert code == 2
+        assert f"is used by another run (process {first.pid} on" in errors
+    finally:
+        first.kill()
+        first.communicate()
+
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs" / "cpu.yaml")]
+
+
+def test_two_processes_train_the_same_rows_and_the_same_loss(tmp_path, tiny_checkpoint):
+    text = "evaluate: {every: 4}\n"
+    settings = {"epochs": 1}
+    encoder = tiny_run.save_encoder(tmp_path / "nodrop", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    one = recipe(tmp_path / "one", encoder, text, **settings)
+    two = recipe(tmp_path / "two", encoder, text, **settings)
+    assert finish(start(command(one, "--quiet"), tmp_path))[0] == 0
+    code, errors = finish(start([*LAUNCH, "-m", "finetune", "train", str(two), "--quiet"], tmp_path))
+    assert code == 0, errors[-3000:]
+    ours, theirs = (json.loads((path.parent / "out" / "run.json").read_text()) for path in (two, one))
+    assert (ours["processes"], theirs["processes"]) == (2, 1)
+    assert ours["training"]["sample_log_sha256"] == theirs["training"]["sample_log_sha256"]
+    assert ours["results"]["test"]["n"] == 20
+    metrics = [lines(path.parent / "out" / "metrics.jsonl") for path in (two, one)]
+    assert [line["step"] for line in metrics[0]] == [line["step"] for line in metrics[1]]
+    for line, other in zip(*metrics, strict=True):
+        for name, value in line["values"].items():
+            assert value == pytest.approx(other["values"][name], abs=2e-5), (line["step"], name)
+
+
+def test_a_group_that_is_not_whole_is_refused(tmp_path, tiny_checkpoint):
+    path = recipe(tmp_path / "run", tiny_checkpoint)
+    code, errors = finish(start(command(path, "--quiet"), tmp_path, WORLD_SIZE="2"))
+    assert code == 2
+    assert "announced 2 processes (WORLD_SIZE), but 1 found each other" in errors
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path, tiny_checkpoint):
+    path = recipe(tmp_path / "run", tiny_checkpoint, precision="fp16")
+    with pytest.raises(RecipeError, match=r"train\.precision: fp16 needs a GPU"):
+        run.train(finetune.load_recipe(path))
+    assert RunRecord.read(path.parent / "out" / "run.json").exit_code == 2
