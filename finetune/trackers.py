@@ -77,8 +77,7 @@ class Wandb:
         self._config = dict(config)
         self._patience_seconds = patience_seconds
         self._finish_seconds = finish_seconds
-        self._owns_service = False
-        self._aborted = False
+        self._owns_service = self._waiting = self._aborted = False
         self._tracker: Any = None
         self._session: Any = None
 
@@ -120,19 +119,15 @@ class Wandb:
             self.release()
 
     def hurry(self) -> None:
-        """End wandb-core, the service process that wandb started for us: what waits for it gets an error."""
-        if not self._owns_service:
-            return
-        for child in psutil.Process().children():
-            with suppress(psutil.Error):
-                if child.name().startswith("wandb-core"):
-                    child.kill()
+        """While it waits for the server, make that fail."""
+        if self._waiting:
+            self._end_service()
 
     def abort(self) -> None:
-        """As `hurry`, without a fallback."""
+        """Whatever waits for wandb gets an error, and nothing is started again."""
         self._aborted = True
         self.info.note = self._sync_note()
-        self.hurry()
+        self._end_service()
 
     def release(self) -> None:
         """Let go of the run id, and end the service process."""
@@ -143,7 +138,7 @@ class Wandb:
             try:
                 wandb.teardown()
             except (Exception, SystemExit):  # it is gone, or ended with a code of its own
-                self.hurry()
+                self._end_service()
                 with suppress(AttributeError):  # a process that wandb lost is not waited for by wandb
                     self._session._connection._proc.join()
         self._tidy()
@@ -156,9 +151,11 @@ class Wandb:
         watch = threading.Timer(0.95 * self._patience_seconds, self.hurry)
         watch.daemon = True
         watch.start()
+        self._waiting = True
         try:
             self._start("online")
         except Exception as error:
+            self._waiting = False
             if self._aborted:
                 raise
             self.warning = f"online was not possible ({_first_line(error)}); the run goes on offline"
@@ -166,6 +163,7 @@ class Wandb:
             for folder in set(self._folders("run")) - set(before):
                 shutil.rmtree(folder, ignore_errors=True)  # holds nothing yet
         finally:
+            self._waiting = False
             watch.cancel()
 
     def _start(self, mode: str) -> None:
@@ -228,6 +226,15 @@ class Wandb:
     def _folders(self, kind: str) -> list[Path]:
         """Of this run id, the oldest first: their names begin with the time."""
         return sorted((self._folder / "tracking").glob(f"*wandb/{kind}-*-{self.info.id}"))
+
+    def _end_service(self) -> None:
+        """Kill wandb-core, the service process that wandb started for us."""
+        if not self._owns_service:
+            return
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if child.name().startswith("wandb-core"):
+                    child.kill()
 
     def _tidy(self) -> None:
         """Remove links: they lead to wandb's folder in the home directory."""

@@ -74,7 +74,7 @@ class Tracking:
         for guarded in self._guarded:
             guarded.put(("close", summary(record), record.exit_code or 0))
         for guarded in self._guarded:
-            guarded.join(deadline)
+            guarded.join(deadline, deadline - 0.5 * self._finish_seconds)
         self._pass_on_warnings()
         return self.ids()
 
@@ -91,7 +91,7 @@ class _Guarded:
         self.backend = backend
         self.warnings: list[str] = []
         self._sent = sent
-        self._off = self._opened = False
+        self._off = False
         self._orders: queue.Queue[tuple[str, dict[str, float], int]] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._run, name=backend.name, daemon=True)
         self._thread.start()
@@ -106,12 +106,12 @@ class _Guarded:
             self._switch_off(f"{MAX_WAITING} points wait to be sent")
             self.backend.abort()
 
-    def join(self, deadline: float) -> None:
-        """Wait until then for the end; after it, end what the thread waits for."""
-        self._thread.join(max(0.5 * (deadline - time.monotonic()), 0.0))
-        if not self._opened:  # a short run, and a server that lets it wait
-            self.backend.hurry()
-        self._thread.join(max(deadline - time.monotonic(), 0.0))
+    def join(self, deadline: float, hurry_from: float) -> None:
+        """Wait until `deadline` for the end; after it, end what the thread waits for."""
+        while self._thread.is_alive() and (now := time.monotonic()) < deadline:
+            self._thread.join(min(0.1, deadline - now))
+            if now > hurry_from:  # a short run, and a server that does not answer
+                self.backend.hurry()
         if self._thread.is_alive():
             self._switch_off("it did not finish in time")
             self.backend.abort()
@@ -128,7 +128,6 @@ class _Guarded:
 
     def _work(self) -> None:
         self.backend.open()
-        self._opened = True
         if self.backend.warning:
             self._say(self.backend.warning)
         while not self._off:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ruamel.yaml import YAML
 
 from finetune import tracking
 from finetune.recipe import TrackBlock, WandbBlock
@@ -227,9 +228,12 @@ def test_online_run_has_config_own_axis_results_and_recipe(server, run_folder, m
     assert server.points("train/loss") == [(10, 0.1), (20, 0.05), (30, pytest.approx(1 / 30))]
     assert server.points("validation/accuracy") == [(30, 0.75)]
     assert server.points("test/late") == [(5, 1.0)]
-    config = server.files["config.yaml"].decode()
-    assert "learning_rate" in config
-    assert "global_step" in config  # the axis is part of the run's definition
+    config = YAML(typ="safe").load(server.files["config.yaml"])
+    assert config["train"]["value"] == CONFIG["train"]
+    axes = config["_wandb"]["value"][
+        "m"
+    ]  # fields of MetricRecord: 1 name, 2 glob, 5 position of the step metric from 1
+    assert [axes[axis["5"] - 1]["1"] for axis in axes if axis.get("2") == "*"] == ["global_step"]
     assert server.files["recipe.yaml"].decode() == RECIPE
     final = json.loads(server.files["wandb-summary.json"])
     assert (final["test/accuracy"], final["test/accuracy/low"], final["test/n"]) == (0.8, 0.7, 50)
@@ -264,6 +268,9 @@ def test_offline_needs_no_login_and_no_server_and_can_be_synced_after_resumes(se
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     first, warnings = start(run_folder, "offline")
     first.log({"train/loss": 1.0}, 1)
+    while not services():
+        time.sleep(0.05)
+    assert "--no-observability" in services()[0].cmdline()  # its error reporting looks up a server from an offline run
     carried = first.finish(RunRecord(exit_code=75))
     time.sleep(1.0)  # wandb names its folders by the second
     again, more = start(run_folder, "offline", previous=carried)
@@ -277,6 +284,7 @@ def test_offline_needs_no_login_and_no_server_and_can_be_synced_after_resumes(se
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     sync(run_folder, ended.note)
     assert server.points("train/loss") == [(1, 1.0), (2, 2.0)]
+    assert server.files["recipe.yaml"].decode() == RECIPE
     assert json.loads(server.files["wandb-summary.json"])["test/accuracy"] == 0.8
 
 
@@ -291,7 +299,7 @@ def test_unreachable_server_falls_back_to_offline_and_loses_nothing(kind, server
             other.close()
         use(url, monkeypatch)
         started = time.perf_counter()
-        run, warnings = start(run_folder, "online", patience_seconds=4.0)
+        run, warnings = start(run_folder, "online", patience_seconds=3.0)
         run.log({"train/loss": 1.0}, 1)
         delay = time.perf_counter() - started
         while run.ids()["wandb"].mode == "online" and time.perf_counter() - started < 20:
@@ -300,7 +308,7 @@ def test_unreachable_server_falls_back_to_offline_and_loses_nothing(kind, server
         run.log({"train/loss": 2.0}, 2)
         ended = run.finish(RunRecord())["wandb"]
     assert delay < 0.5  # training goes on meanwhile
-    assert fallback < 4.0 + 8.0
+    assert fallback < 3.0 + 9.0
     assert ended.mode == "offline"
     assert len(warnings) == 1
     assert "online was not possible" in warnings[0]
@@ -479,6 +487,7 @@ CANARIES = {
 
 PROGRAM = """
 import sys
+import time
 from pathlib import Path
 from accelerate import PartialState
 from finetune.recipe import WandbBlock
@@ -490,6 +499,8 @@ for mode in ("offline", "online"):
     warnings = []
     block = WandbBlock(project="demo", mode=mode)
     run = Tracking(block, True, Path(sys.argv[1]) / mode, {"task": "t"}, warn=warnings.append)
+    while not run.ids()["wandb"].url and not run.ids()["wandb"].note:
+        time.sleep(0.05)
     print("canaryconsole5555", flush=True)
     run.log({"train/loss": 1.0}, 1)
     tracker = run.finish(RunRecord())["wandb"]
