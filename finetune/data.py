@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from finetune import splits
+from finetune import columns, conll, files, hub, readers, splits, values
+from finetune import parse as parsing
 from finetune.columns import Roles
 from finetune.errors import DataError
 from finetune.features import Features, FeatureWriter, read_features
@@ -99,7 +103,8 @@ def _rows(recipe: Recipe, split: str, sources: list[File] | list[HubSplit], prob
     skip = recipe.data.on_bad_row == "skip"
     mapping = Mapping(dict(recipe.data.columns), roles, skip)
     title = _title(sources)
-    key = key_of(FORMAT, [source.identity() for source in sources], mapping.columns, roles.sets, roles.extras, skip)
+    code = _sources((readers, conll, values, columns, parsing, files, hub))
+    key = key_of(code, [source.identity() for source in sources], mapping.columns, roles.sets, roles.extras, skip)
 
     def build(folder: Path) -> dict[str, Any]:
         parsed = parse(sources, mapping, folder / "rows.arrow", problems)
@@ -117,8 +122,8 @@ def _rows(recipe: Recipe, split: str, sources: list[File] | list[HubSplit], prob
     table, places = _open(found.folder / "rows.arrow")
     names = _declared(sources, found.facts["columns"]) | found.facts["class_names"]
     fingerprint = key_of(found.facts["content"], names)
-    files = tuple(source.place for source in sources)
-    return Rows(split, table, names, title, fingerprint, found.facts["dropped"], places, files)
+    marks = tuple(source.place for source in sources)
+    return Rows(split, table, names, title, fingerprint, found.facts["dropped"], places, marks)
 
 
 def _title(sources: list[File] | list[HubSplit]) -> str:
@@ -126,11 +131,11 @@ def _title(sources: list[File] | list[HubSplit]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more files"
 
 
-def _declared(sources: list[File] | list[HubSplit], columns: dict[str, str]) -> dict[str, list[str]]:
+def _declared(sources: list[File] | list[HubSplit], roles: dict[str, str]) -> dict[str, list[str]]:
     """Role -> names of classes. Raises DataError where two files of a split declare different ones."""
     declared = [source.class_names() for source in sources]
     names = {}
-    for role, column in columns.items():
+    for role, column in roles.items():
         column = f"{column}.label" if role == "spans" else column
         own = [each.get(column) for each in declared]
         if any(each != own[0] for each in own):
@@ -205,7 +210,7 @@ def subset(rows: Rows, index: np.ndarray) -> Rows:
                 writer.write_batch(batch)
         return {}
 
-    found = entry("rows", key_of(FORMAT, "subset", fingerprint), build)
+    found = entry("rows", key_of("subset", fingerprint), build)
     table, places = _open(found.folder / "rows.arrow")
     return replace(derived, table=table, places=places, fingerprint=fingerprint)
 
@@ -227,17 +232,17 @@ def encode(rows: Rows, task: Encoder, tokenizer: Any, tokenizer_key: str) -> Fea
     tokenizer_key: what identifies the tokenizer's files. The entry also depends on the rows, on the settings of the
     task and on its code. Raises StorageError when the cache cannot be written.
     """
-    key = key_of(FORMAT, rows.fingerprint, tokenizer_key, task.encoding_key(), _code(type(task)))
+    key = key_of(FORMAT, version("tokenizers"), rows.fingerprint, tokenizer_key, task.encoding_key(), _code(type(task)))
 
     def build(folder: Path) -> dict[str, Any]:
         writer = FeatureWriter(folder)
         start = 0
         try:
             for batch in rows.batches(ENCODE_ROWS):
-                columns = dict(task.encode(batch, tokenizer))
-                columns["row"] = np.asarray(columns["row"], dtype=np.int64) + start
-                columns["truncated"] = np.asarray(columns["truncated"], dtype=bool)
-                writer.append(columns)
+                encoded = dict(task.encode(batch, tokenizer))
+                encoded["row"] = np.asarray(encoded["row"], dtype=np.int64) + start
+                encoded["truncated"] = np.asarray(encoded["truncated"], dtype=bool)
+                writer.append(encoded)
                 start += len(batch["id"])
         finally:
             writer.close()
@@ -247,9 +252,12 @@ def encode(rows: Rows, task: Encoder, tokenizer: Any, tokenizer_key: str) -> Fea
     return read_features(found.folder, found.found)
 
 
-def _code(task: type) -> list[str]:
+def _code(task: type) -> str:
     """sha256 of the modules that define a task: features of an older version of its code are not taken up."""
     modules = [sys.modules[part.__module__] for part in task.__mro__ if part.__module__ not in ("builtins", "abc")]
-    files = [getattr(module, "__file__", None) for module in modules]  # None at a Python prompt
-    paths = [Path(file) for file in files if file]
-    return [f"{task.__qualname__} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in paths]
+    return _sources([module for module in modules if getattr(module, "__file__", None)]) + task.__qualname__
+
+
+def _sources(modules: Iterable[ModuleType]) -> str:
+    """sha256 of the source of some modules, which all come from a file."""
+    return hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules)).hexdigest()

@@ -1,4 +1,4 @@
-"""Which local files a recipe means, and which split each belongs to."""
+"""Which local files a recipe means, which split each belongs to, and how each is read."""
 
 from __future__ import annotations
 
@@ -12,15 +12,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from finetune.columns import declared_names
 from finetune.conll import read_conll, read_conllu
 from finetune.errors import DataError
 from finetune.problems import Problems
-from finetune.readers import Block, read_csv, read_json, read_jsonl, read_parquet, read_tsv
+from finetune.readers import BLOCK_ROWS, Block, read_csv, read_json, read_jsonl, read_tsv
 from finetune.recipe import ROLES, Recipe
 from finetune.store import file_sha256
 
 __all__ = ["SUFFIXES", "File", "find"]
+
+
+def read_parquet(path: Path, name: str, wanted: set[str] | None = None) -> Iterator[Block]:
+    """The rows of a Parquet file; only the columns in `wanted` are read, where it is given."""
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            columns = [column for column in names if wanted is None or column in wanted] or names[:1]
+            first = 0
+            for batch in file.iter_batches(BLOCK_ROWS, columns=columns):
+                yield Block(batch.to_pylist(), list(range(first, first + len(batch))), columns=names)
+                first += len(batch)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}, after row {first}: not UTF-8: {error.reason}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{name}: cannot be read as Parquet: {error}") from None
+
 
 SUFFIXES: dict[str, Callable[..., Iterator[Block]]] = {
     ".csv": read_csv,
@@ -83,9 +103,6 @@ class File:
 
 
 def _parquet_names(path: Path, name: str) -> dict[str, list[str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException) as error:

@@ -1,4 +1,4 @@
-"""Rows of local files, byte for byte, in blocks: csv, tsv, json, jsonl, SQuAD json, parquet.
+"""Rows of local files, byte for byte, in blocks: csv, tsv, json, jsonl, SQuAD json.
 
 CSV is read as RFC 4180 says (quotes, newlines inside them), every cell as text. TSV has no quoting: a quote is a
 character like any other. Both have a first line with the names of the columns, unless the recipe names columns by
@@ -18,7 +18,7 @@ from typing import Any
 
 from finetune.errors import DataError
 
-__all__ = ["Block", "lines_of", "read_csv", "read_json", "read_jsonl", "read_parquet", "read_tsv", "texts"]
+__all__ = ["Block", "lines_of", "read_csv", "read_json", "read_jsonl", "read_tsv", "texts"]
 
 BLOCK_BYTES = 1 << 20
 BLOCK_ROWS = 2000
@@ -235,7 +235,7 @@ def read_json(path: Path, name: str) -> Iterator[Block]:
         value = DECODER.decode(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # a second value: the file has one on each line
-            yield from read_jsonl(path, name)
+            yield from _counted(read_jsonl(path, name))
             return
         raise DataError(f"{name}, line {error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:
@@ -249,6 +249,15 @@ def read_json(path: Path, name: str) -> Iterator[Block]:
         block = Block()
         for number, record in enumerate(rows[start : start + BLOCK_ROWS], start):
             _add_object(block, number, record)
+        yield block
+
+
+def _counted(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The same rows, placed by their number instead of their line."""
+    first = 0
+    for block in blocks:
+        block.lines = list(range(first, first + len(block.lines)))
+        first += len(block.lines)
         yield block
 
 
@@ -277,22 +286,3 @@ def _questions(articles: list[Any], name: str) -> list[dict[str, Any]]:
                 f"{name}, article {number}: expected SQuAD's paragraphs, context and qas, found {error!r}"
             ) from None
     return rows
-
-
-def read_parquet(path: Path, name: str, wanted: set[str] | None = None) -> Iterator[Block]:
-    """The rows of a Parquet file; only the columns in `wanted` are read, where it is given."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            columns = [column for column in names if wanted is None or column in wanted] or names[:1]
-            first = 0
-            for batch in file.iter_batches(BLOCK_ROWS, columns=columns):
-                yield Block(batch.to_pylist(), list(range(first, first + len(batch))), columns=names)
-                first += len(batch)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}, after row {first}: not UTF-8: {error.reason}") from None
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{name}: cannot be read as Parquet: {error}") from None

@@ -23,7 +23,7 @@ def share(rows: Rows, part: float, by_label: bool) -> tuple[np.ndarray, np.ndarr
     """Rows that stay and rows that are cut off, drawn with seed 0, each in their order.
 
     round(part * n) rows are cut off, at least one. by_label: as nearly as whole rows allow, each label loses the same
-    share, and keeps at least one row.
+    share, and keeps at least one row, even if fewer rows are cut off then.
     """
     total = min(len(rows) - 1, max(1, round(part * len(rows))))
     order = _shuffled(len(rows))
@@ -41,11 +41,11 @@ def _stratified(rows: Rows, order: np.ndarray, total: int) -> np.ndarray:
     labels = encoded.indices.to_numpy()
     counts = np.bincount(labels)
     exact = counts * (total / len(rows))
-    sizes = np.minimum(np.floor(exact).astype(int), counts - 1)
+    sizes = np.floor(exact).astype(int)  # less than counts, since total < len(rows)
     # What is left goes to the labels with the largest remainder, of those that can spare a row.
-    for label in np.argsort(-(exact - sizes), kind="stable"):
-        if sizes.sum() < total and sizes[label] < counts[label] - 1:
-            sizes[label] += 1
+    while sizes.sum() < total and (sizes < counts - 1).any():
+        for label in np.argsort(-(exact - sizes), kind="stable"):
+            sizes[label] += sizes.sum() < total and sizes[label] < counts[label] - 1
     ordered = order[np.argsort(labels[order], kind="stable")]  # by label, random within each
     starts = np.cumsum(counts) - counts
     return np.concatenate([ordered[start : start + size] for start, size in zip(starts, sizes, strict=True)])

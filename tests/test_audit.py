@@ -197,6 +197,14 @@ def test_texts_of_train_in_other_splits_are_named(tmp_path):
     assert "test: of 2 rows, 1 have the text of a row of train (test.jsonl, line 1 = train.jsonl, line 4)" in notes
 
 
+def test_every_text_of_train_is_found_whatever_the_order(tmp_path):
+    train = rows(*"a" * 300)
+    notes = look(tmp_path, train=train, test=[*train[::-2], *rows("a", first=999)]).notes
+    assert notes[0].startswith(
+        "test: of 151 rows, 150 have the text of a row of train (test.jsonl, line 1 = train.jsonl,"
+    )
+
+
 def test_pairs_are_equal_when_both_texts_are(tmp_path):
     train = [{"text": "a", "text_pair": "b", "label": "x"}]
     test = [{"text": "a", "text_pair": "c", "label": "x"}, {"text": "b", "text_pair": "a", "label": "x"}]

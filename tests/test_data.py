@@ -192,7 +192,9 @@ def test_answers_may_be_lists_or_objects_in_json_lines(tmp_path):
 def test_json_lines_with_the_suffix_of_json(tmp_path):
     write(tmp_path, "a.json", as_jsonl(["one", "two"]))
     write(tmp_path, "b.json", as_jsonl(["one"]))
-    assert train(tmp_path, "./a.json").column("text") == ["one", "two"]
+    rows = train(tmp_path, "./a.json")
+    assert rows.column("text") == ["one", "two"]
+    assert rows.where(1) == "a.json, row 1"
     assert train(tmp_path, "./b.json").column("text") == ["one"]
 
 
@@ -297,12 +299,12 @@ def labelled(count: int) -> str:
 
 
 def test_a_share_of_train_is_stratified_and_always_the_same(tmp_path):
-    write(tmp_path, "a.csv", labelled(200) + "single,d\n")
+    write(tmp_path, "a.csv", labelled(600) + "single,d\n")
     splits = {"train": "train", "validation": 0.1}
     loaded = data.load(make(tmp_path, "./a.csv", splits=splits))
     rest, cut = loaded["train"], loaded["validation"]
     counts = {label: cut.column("label").count(label) for label in "abcd"}
-    assert counts == {"a": 2, "b": 2, "c": 16, "d": 0}
+    assert counts == {"a": 6, "b": 6, "c": 48, "d": 0}
     assert sorted([*rest.column("text"), *cut.column("text")]) == sorted(train(tmp_path, "./a.csv").column("text"))
     assert [int(i) for i in cut.column("id")] == sorted(int(i) for i in cut.column("id"))
     assert cut.where(0) == f"a.csv, line {int(cut.column('id')[0]) + 2}"
@@ -314,6 +316,13 @@ def test_a_share_of_train_is_stratified_and_always_the_same(tmp_path):
     assert other["train"].fingerprint != rest.fingerprint
     # The order is part of the promise: it may never change with a version of numpy.
     assert cut.column("id")[:5] == ["2", "3", "11", "13", "20"]
+
+
+def test_a_share_leaves_train_a_row_of_every_label(tmp_path):
+    write(tmp_path, "a.csv", "text,label\n" + "".join(f"text {i},{label}\n" for i, label in enumerate("aaaaaabbcd")))
+    loaded = data.load(make(tmp_path, "./a.csv", splits={"train": "train", "validation": 0.6}))
+    assert len(loaded["validation"]) == 6
+    assert set(loaded["train"].column("label")) == set("abcd")
 
 
 def test_a_share_of_numbers_is_not_stratified(tmp_path):

@@ -94,6 +94,8 @@ def test_slices_of_splits(tmp_path):
     assert loaded["train"].column("text") == [f"text {i}" for i in range(10)]
     assert loaded["validation"].column("text") == [f"text {i}" for i in [*range(15, 20), 0, 1]]
     assert loaded["train"].source == "plain train[:50%]"
+    again = load(tmp_path, "plain", columns={"text": "text", "label": "label"}, splits={"train": "train[5:9]"})
+    assert again["train"].column("text") == [f"text {i}" for i in range(5, 9)]
     with pytest.raises(DataError, match=r"data.splits: train\[:x\]"):
         load(tmp_path, "plain", columns={"text": "text", "label": "label"}, splits={"train": "train[:x]"})
 
