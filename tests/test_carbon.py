@@ -149,7 +149,8 @@ def test_construction_returns_at_once_and_snapshot_is_cheap() -> None:
 
 @pytest.mark.parametrize("tool", ["lscpu", "nvidia-smi"])
 def test_a_tool_that_hangs_costs_the_deadline_and_no_more(tmp_path, monkeypatch, tool) -> None:
-    script(tmp_path / "bin", tool, "exec sleep 31415")
+    endless = ["sleep", str(10**6 + os.getpid())]
+    script(tmp_path / "bin", tool, f"exec {' '.join(endless)}")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     carbon = Carbon("FRA", enabled=True, deadline_seconds=2.0)
     started = time.perf_counter()
@@ -162,7 +163,7 @@ def test_a_tool_that_hangs_costs_the_deadline_and_no_more(tmp_path, monkeypatch,
     assert time.perf_counter() - started < 4
     assert (total.kg, total.kwh, total.phases) == (None, None, {})
     assert total.reason == "CodeCarbon did not start within 2 s"
-    hung = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "31415"]]
+    hung = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == endless]
     assert hung == []  # the tool is ended too
 
 
