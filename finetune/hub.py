@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from typing import Any
 
 from finetune.columns import declared_names
 from finetune.errors import DataError
+from finetune.files import File
 from finetune.readers import BLOCK_ROWS, Block
-from finetune.store import file_sha256
+from finetune.store import cache_folder, file_sha256, keep, key_of
 
 __all__ = ["HubSet", "HubSplit", "refuse_folder"]
 
@@ -50,7 +52,11 @@ class HubSplit:
 
 
 class HubSet:
-    """A data set, downloaded. Raises DataError with the reason in one line when it cannot be had."""
+    """A data set of the Hub. Raises DataError with the reason in one line when it cannot be had.
+
+    csv, tsv and JSON files without declared types are read by our own readers, since those of `datasets` take "NA" for
+    nothing, "001" for 1 and "2020-01-01" for a date; everything else comes through `datasets`.
+    """
 
     def __init__(self, path: str, name: str | None, revision: str | None) -> None:
         import datasets
@@ -58,17 +64,29 @@ class HubSet:
         refuse_folder(path)
         datasets.config.USE_PARQUET_EXPORT = False  # else a host is looked up that only the real Hub has
         datasets.disable_progress_bars()
+        self._what = (path, name, revision)
+        self._builder: Any = None
         try:
             self._builder = datasets.load_dataset_builder(path, name, revision=revision)
-            self._builder.download_and_prepare()
+            config = self._builder.config.name
+            self.title = path if config == "default" else f"{path} ({config})"
+            self._files = _fetch(self._builder, self.title)
+            if self._files is None:
+                self._builder.download_and_prepare()
         except _errors() as error:
-            raise DataError(_reason(path, name, revision, error)) from error
-        self.names: list[str] = list(self._builder.info.splits)
-        config = self._builder.config.name
-        self.title = path if config == "default" else f"{path} ({config})"
+            self.title, self._files = path, _remembered(self._what) if isinstance(error, ConnectionError) else None
+            if self._files is None:
+                raise DataError(_reason(path, name, revision, error)) from error
+        else:
+            _remember(self._what, self._files)
+        self.names: list[str] = list(self._builder.info.splits if self._files is None else self._files)
 
-    def sources(self, split: str) -> list[HubSplit]:
+    def sources(self, split: str) -> list[HubSplit] | list[File]:
         """The sources of one of `names`, or of a slice of some. Raises DataError for a slice that is none."""
+        if self._files is not None and split in self._files:
+            return self._files[split]
+        if self._files is not None:
+            raise DataError(f"data.splits: {split}: no slices of {self.title}, whose files are read as they are")
         try:
             dataset = self._builder.as_dataset(split=split)
         except ValueError as error:
@@ -78,6 +96,58 @@ class HubSet:
     def has(self, split: str) -> bool:
         """Whether all splits that a name or slice speaks of exist."""
         return all(part.partition("[")[0].strip() in self.names for part in split.split("+"))
+
+
+PLAIN = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+NEUTRAL = {"name", "version", "data_dir", "data_files", "description", "sep"}  # settings that change no value
+
+
+def _fetch(builder: Any, title: str) -> dict[str, list[File]] | None:
+    """The files of each split, downloaded, where our own readers can read them: plain ones with default settings."""
+    urls = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+    default = vars(type(builder.config)())
+    special = any(value != default[key] for key, value in vars(builder.config).items() if key not in NEUTRAL)
+    every = [url for files in urls.values() for url in files]
+    if special or builder.info.features is not None or not all(_is_plain(url, builder.config) for url in every):
+        return None
+    return {split: [_download(url, title) for url in files] for split, files in urls.items()}
+
+
+def _is_plain(url: str, config: Any) -> bool:
+    suffix = Path(url).suffix.lower()
+    separator = {".csv": ",", ".tsv": "\t"}.get(suffix)
+    return suffix in PLAIN and (separator is None or config.sep == separator) and not url.startswith("http")
+
+
+def _download(url: str, title: str) -> File:
+    from huggingface_hub import hf_hub_download
+
+    if not url.startswith("hf://"):
+        return File(Path(url), f"{title}/{Path(url).name}")
+    place = re.fullmatch("hf://datasets/([^@]+)@([^/]+)/(.+)", url)
+    assert place is not None, url
+    repo, commit, name = place.groups()
+    return File(Path(hf_hub_download(repo, name, repo_type="dataset", revision=commit)), f"{title}/{name}")
+
+
+def _memo(what: tuple[str | None, ...]) -> Path:
+    return cache_folder() / "hub" / f"{key_of(what)}.json"
+
+
+def _remember(what: tuple[str | None, ...], files: dict[str, list[File]] | None) -> None:
+    """Keep where the files are, for a start without a network: `datasets` keeps only what it has converted."""
+    if files is not None:
+        places = {split: [[str(file.path), file.name] for file in each] for split, each in files.items()}
+        keep(_memo(what), places)
+
+
+def _remembered(what: tuple[str | None, ...]) -> dict[str, list[File]] | None:
+    try:
+        places = json.loads(_memo(what).read_text(encoding="utf-8"))
+        files = {split: [File(Path(path), name) for path, name in each] for split, each in places.items()}
+    except (OSError, ValueError):
+        return None
+    return files if all(file.path.exists() for each in files.values() for file in each) else None
 
 
 def refuse_folder(path: str) -> None:

@@ -2,8 +2,8 @@
 
 CSV is read as RFC 4180 says (quotes, newlines inside them), every cell as text. TSV has no quoting: a quote is a
 character like any other. Both have a first line with the names of the columns, unless the recipe names columns by
-number. JSON lines are read line by line; a JSON file is read whole: a list of objects, {"data": [objects]}, or SQuAD
-(v1 and v2), whose questions become rows.
+number. JSON lines are read line by line; a JSON file is read whole: a list of objects, {"data": [objects]}, lists by
+column ({"text": [...], "label": [...]}), or SQuAD (v1 and v2), whose questions become rows.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _add_object(block: Block, number: int, record: Any) -> None:
 
 
 def read_json(path: Path, name: str) -> Iterator[Block]:
-    """A list of objects, alone or under "data"; the questions of a SQuAD file; or JSON lines with the wrong suffix."""
+    """A list of objects, alone or under "data"; a list for each column; SQuAD; or JSON lines with the wrong suffix."""
     text = "".join(part for _, part in texts(path, name))
     try:
         value = DECODER.decode(text)
@@ -266,8 +266,12 @@ def _list(value: Any) -> list[Any] | None:
         return value
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         return list(value["data"])
-    plain = isinstance(value, dict) and any(not isinstance(item, (dict, list)) for item in value.values())
-    return [value] if plain else None  # one object of plain values: JSON lines with a single line
+    if not isinstance(value, dict) or any(isinstance(item, dict) for item in value.values()):
+        return None
+    if not all(isinstance(item, list) for item in value.values()):
+        return [value]  # one object of plain values: JSON lines with a single line
+    same = len(set(map(len, value.values()))) == 1  # {"text": [...], "label": [...]}
+    return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)] if same else None
 
 
 def _questions(articles: list[Any], name: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
     <cache>/<kind>/<key>/    the files of an entry, and manifest.json with their sizes, which is written last
     <cache>/<kind>/<key>.lock
+    <cache>/hub/             where the plain files of a Hub set are
     <cache>/hashes/          sha256 of files, remembered by path, size, time and inode
 
 Nothing is ever evicted: an entry is found by the content it was made of, so the folder can be deleted at any time.
@@ -23,7 +24,7 @@ from typing import Any
 from finetune.errors import StorageError
 from finetune.record import write_atomic
 
-__all__ = ["Entry", "cache_folder", "entry", "file_sha256", "key_of"]
+__all__ = ["Entry", "cache_folder", "entry", "file_sha256", "keep", "key_of"]
 
 MANIFEST = "manifest.json"
 SETTLED_SECONDS = 2.0  # a file younger than this may change again within the resolution of its time stamp
@@ -121,11 +122,12 @@ def file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if time.time() - stat.st_mtime > SETTLED_SECONDS:
-        _remember(memo, {"state": state, "sha256": digest})
+        keep(memo, {"state": state, "sha256": digest})
     return digest
 
 
-def _remember(memo: Path, value: dict[str, Any]) -> None:
+def keep(memo: Path, value: dict[str, Any]) -> None:
+    """Write a small JSON file into the cache. Raises StorageError."""
     try:
         memo.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(memo, json.dumps(value))

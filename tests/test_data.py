@@ -198,6 +198,12 @@ def test_json_lines_with_the_suffix_of_json(tmp_path):
     assert train(tmp_path, "./b.json").column("text") == ["one"]
 
 
+def test_json_may_hold_a_list_for_each_column(tmp_path):
+    write(tmp_path, "a.json", json.dumps({"text": ["one", "two"], "label": ["x", "y"]}))
+    rows = train(tmp_path, "./a.json")
+    assert (rows.column("text"), rows.column("label")) == (["one", "two"], ["x", "y"])
+
+
 def test_spans_keep_their_offsets(tmp_path):
     spans = [{"start": 0, "end": 3, "label": "PER"}]
     write(tmp_path, "a.jsonl", jsonl([{"text": "Ann sat", "spans": spans}, {"text": "no", "spans": []}]))

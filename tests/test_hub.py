@@ -46,7 +46,13 @@ def sets(tmp_path_factory) -> Path:
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: raw\n    path: a.csv\n---\n",
     )
     write(folder, "raw/a.csv", "text,label\nx,y\n")
-    write(folder, "broken/train.jsonl", '{"text": "a"\n')
+    write(folder, "broken/train.parquet", "text,label")
+    write(
+        folder, "semicolons/README.md", "---\nconfigs:\n- config_name: default\n  data_files: a.csv\n  sep: ';'\n---\n"
+    )
+    write(folder, "semicolons/a.csv", "text;label\nx;y\n")
+    write(folder, "exact/train.csv", "text,label\nNA,001\n1e5,002\n")
+    write(folder, "exact/test.csv", "text,label\nnull,001\n")
     write(folder, "code/code.py", "raise SystemExit('code of a data set ran')\n")
     return folder
 
@@ -115,7 +121,7 @@ def test_what_exists_is_named_when_something_does_not(tmp_path):
         DataError, match=r"data.name: several \(c\): there is no configuration 'c'; expected one of a, b"
     ):
         load(tmp_path, "several", name="c")
-    assert load(tmp_path, "several", name="b")["train"].source == "several (b) train"
+    assert load(tmp_path, "several", name="b")["train"].source == "several (b)/b.csv"
     with pytest.raises(DataError, match=r"data.splits.train: no split 'tran'; plain has train, validation, test"):
         load(tmp_path, "plain", splits={"train": "tran"})
     with pytest.raises(DataError, match=r"none of train, validation, test exists; raw has raw; name what to use"):
@@ -132,6 +138,35 @@ def test_a_broken_file_is_one_line_with_the_reason(tmp_path):
     with pytest.raises(DataError, match=r"^data.path: broken: a file of the set cannot be read: .*") as caught:
         load(tmp_path, "broken")
     assert "\n" not in str(caught.value)
+
+
+def test_text_files_are_read_byte_for_byte_and_not_by_datasets(tmp_path):
+    loaded = load(tmp_path, "exact")
+    assert loaded["train"].column("text") == ["NA", "1e5"]
+    assert loaded["train"].column("label") == ["001", "002"]
+    assert loaded["test"].column("text") == ["null"]
+    assert loaded["test"].where(0) == "exact/test.csv, line 2"
+    with pytest.raises(DataError, match=r"no slices of exact, whose files are read as they are"):
+        load(tmp_path, "exact", splits={"train": "train[:1]"})
+
+
+def test_settings_of_the_set_are_left_to_datasets(tmp_path):
+    rows = load(tmp_path, "semicolons")["train"]
+    assert (rows.column("text"), rows.where(0)) == (["x"], "semicolons train, row 0")
+
+
+def test_text_files_of_an_earlier_start_serve_without_a_network(tmp_path, monkeypatch):
+    import datasets
+
+    def unreachable(*_, **__):
+        raise ConnectionError("Couldn't reach it on the Hub")
+
+    before = load(tmp_path, "exact")["train"]
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
+    after = load(tmp_path, "exact")["train"]
+    assert (after.fingerprint, after.where(0)) == (before.fingerprint, before.where(0))
+    with pytest.raises(DataError, match="Couldn't reach"):
+        load(tmp_path, "plain")
 
 
 def test_code_of_a_data_set_is_refused_with_the_way_out():
