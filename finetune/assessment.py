@@ -60,6 +60,7 @@ def evaluate(
             features[name],
             chosen[name],
             events,
+            as_published=True,
         )
     record = RunRecord(
         status="finished",
@@ -105,7 +106,8 @@ def _task(
         task = from_data
     else:
         own = [config.id2label[number] for number in sorted(config.id2label)]
-        task = task_class.from_rows(recipe, splits, evaluation.match_labels(own, from_data.labels, renamed, name))
+        wanted = from_data.labels_for([renamed.get(label, label) for label in own])
+        task = task_class.from_rows(recipe, splits, evaluation.match_labels(own, wanted, renamed, name))
     task.adopt(config)
     return task
 

@@ -11,7 +11,7 @@ from finetune import loop
 from finetune.bootstrap import mean_interval
 from finetune.errors import ModelError
 from finetune.events import Events
-from finetune.features import Features
+from finetune.features import Features, in_memory
 from finetune.record import SplitResults
 from finetune.rows import Rows
 from finetune.tasks.base import Predictions, Task
@@ -20,9 +20,21 @@ __all__ = ["match_labels", "predict_split", "score_split", "values"]
 
 
 def predict_split(
-    accelerator: Accelerator, model: Any, task: Task, tokenizer: Any, features: Features, rows: Rows, events: Events
+    accelerator: Accelerator,
+    model: Any,
+    task: Task,
+    tokenizer: Any,
+    features: Features,
+    rows: Rows,
+    events: Events,
+    *,
+    as_published: bool = False,
 ) -> Predictions | None:
-    """Predictions for every row, in the order of the rows, on the main process; None on the others."""
+    """Predictions for every row, in the order of the rows, on the main process; None on the others.
+
+    as_published: where callers of the pipeline give their texts otherwise than the rows do, predict those, too, and
+    let the task compare.
+    """
     was_training = model.training
     model.eval()
 
@@ -33,7 +45,14 @@ def predict_split(
         outputs = loop.predict(accelerator, model, task, features, tokenizer, on_batch=tell)
     finally:
         model.train(was_training)
-    return None if outputs is None else task.decode(outputs, features, rows)
+    predictions = None if outputs is None else task.decode(outputs, features, rows)
+    given = task.published(rows) if as_published else None
+    if given is not None:
+        read = in_memory(task.encode(next(given.batches(len(given))), tokenizer))
+        found = predict_split(accelerator, model, task, tokenizer, read, given, events)
+        if predictions is not None and found is not None:
+            task.compare_published(predictions, found, rows)
+    return predictions
 
 
 def score_split(task: Task, predictions: Predictions, names: Sequence[str] | None) -> SplitResults:

@@ -120,7 +120,14 @@ def _predictions(job: Job, ready: Prepared, fit: loop.Fit, net: Any) -> dict[str
     names = [name for name in ready.splits if name != "train"]
     return {
         name: evaluation.predict_split(
-            fit.accelerator, net, ready.task, ready.tokenizer, ready.features[name], ready.splits[name], job.events
+            fit.accelerator,
+            net,
+            ready.task,
+            ready.tokenizer,
+            ready.features[name],
+            ready.splits[name],
+            job.events,
+            as_published=True,
         )
         for name in names
     }

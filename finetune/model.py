@@ -170,7 +170,7 @@ def _check_kept_head(config: Any, task: Task, checkpoint: Checkpoint) -> None:
     if own != task.labels:
         raise ModelError(
             f"model.keep_head: the labels of {checkpoint.name} are {own}, those of the data {task.labels}; they must be"
-            " the same names in the same order; leave keep_head out to train a new head"
+            " the same names; leave keep_head out to train a new head"
         )
 
 

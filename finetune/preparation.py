@@ -39,9 +39,13 @@ def prepare(recipe: Recipe, events: Events) -> Prepared:
     tokenizer = pretrained.load_tokenizer(found, config)
     findings = audit.rows(recipe, data.load(recipe))
     task = task_class.from_rows(recipe, findings.splits)
+    own = [config.id2label[number] for number in sorted(config.id2label)] if recipe.model.keep_head else []
+    if task.labels_must_match and own and set(task.labels_for(own)) <= set(own):
+        task = task_class.from_rows(recipe, findings.splits, own)  # in the order of the head that is kept
     task.max_length = pretrained.longest_input(config, tokenizer, recipe.data.max_length)
     features = encode(findings.splits, task, tokenizer, events)
-    return Prepared(recipe, found, config, tokenizer, task, findings.splits, features, findings.notes)
+    notes = [*findings.notes, *task.survey(findings.splits, features, tokenizer)]
+    return Prepared(recipe, found, config, tokenizer, task, findings.splits, features, notes)
 
 
 def encode(splits: dict[str, Rows], task: Task, tokenizer: Any, events: Events) -> dict[str, Features]:

@@ -36,7 +36,9 @@ METRICS = {  # ours -> (id on the Hub, name for people)
     "chrf": ("chrf", "chrF"),
     "exact_match": ("exact_match", "exact match"),
     "f1": ("f1", "F1"),
+    "f1_macro": ("f1", "macro F1"),
     "f1_micro": ("f1", "micro F1"),
+    "f1_pipeline": ("f1", "F1 through the pipeline"),
     "matthews": ("matthews_correlation", "Matthews correlation"),
     "mse": ("mse", "mean squared error"),
     "pearson": ("pearsonr", "Pearson correlation"),
@@ -104,13 +106,17 @@ def source_name(recipe: Recipe, source: str) -> str:
 
 
 def metric_name(metric: str, pipeline: str) -> str:
-    """The name of a metric for people; `pipeline` tells whether the average is over classes."""
+    """The name of a metric for people; `pipeline` tells whether the average is over classes. f1/PER: F1 of PER."""
+    metric, _, part = metric.partition("/")
+    if part:
+        return f"{metric_name(metric, '')} of {part}"
     name = METRICS.get(metric, (metric, metric.replace("_", " ")))[1]
     return f"macro {name}" if metric in MACRO and pipeline == "text-classification" else name
 
 
 def metric_on_hub(metric: str) -> str:
     """The id of a metric on the Hub."""
+    metric = metric.partition("/")[0]
     return METRICS.get(metric, (metric, metric))[0]
 
 

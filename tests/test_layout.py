@@ -27,7 +27,9 @@ features
 bootstrap scoring scoring.names scoring.labels scoring.tags scoring.texts scoring.formulas scoring.modules metrics
 inference
 tasks.base
-tasks.sequence tasks.token tasks.span tasks.seq2seq tasks
+tasks.sequence
+tasks.tagging tasks.words tasks.windows tasks.grouping tasks.gold tasks.tag_facts tasks.tagger tasks.token
+tasks.span tasks.seq2seq tasks
 problems readers conll values columns parse files hub splits data
 findings labels audit
 dropout attention pretrained model

@@ -11,8 +11,9 @@ __all__ = ["for_architectures", "of"]
 
 def _all() -> tuple[type[Task], ...]:
     from finetune.tasks.sequence import SequenceTask
+    from finetune.tasks.token import TokenTask
 
-    return (SequenceTask,)
+    return (SequenceTask, TokenTask)
 
 
 def of(name: str) -> type[Task]:

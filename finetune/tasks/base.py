@@ -136,6 +136,24 @@ class Task(ABC):
     def configure(self, config: Any) -> None:
         """Write label names and decoding rules into the model's config, as the pipeline reads them."""
 
+    def labels_for(self, own: Sequence[str]) -> list[str]:
+        """The names that a checkpoint with the labels `own` must have to be scored on this data."""
+        del own
+        return self.labels
+
+    def survey(self, splits: dict[str, Rows], features: dict[str, Features], tokenizer: Any) -> list[str]:
+        """What a reader of `finetune check` should know of the rows and their tokens, one sentence each."""
+        del splits, features, tokenizer
+        return []
+
+    def published(self, rows: Rows) -> Rows | None:
+        """The rows as callers of the published pipeline give them, where that differs from `rows`; else None."""
+        del rows
+        return None
+
+    def compare_published(self, predictions: Predictions, published: Predictions, rows: Rows) -> None:  # noqa: B027
+        """Put into `predictions` what `score` needs of the predictions for `published(rows)`."""
+
     def probes(self, rows: Rows, index: np.ndarray, texts: Sequence[str]) -> Rows:
         """Rows for `verify`: those at `index`, and the first of them once for each of `texts`, put in its place."""
         import pyarrow as pa

@@ -1,0 +1,200 @@
+"""Words to the pieces a tokenizer makes of them, and windows over rows that are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from finetune.features import Ragged
+
+__all__ = ["IGNORED", "Frame", "Windows", "align", "cover", "frame", "home", "pieces_of"]
+
+IGNORED = -100  # the label of pieces that are not the first of a word
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a tokenizer puts around a text: ids before and after; type ids of the three parts."""
+
+    before: list[int]
+    after: list[int]
+    types: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.after)
+
+    def around(self, ids: list[int]) -> list[int]:
+        """The ids of a whole window."""
+        return [*self.before, *ids, *self.after]
+
+    def type_ids(self, size: int) -> list[int]:
+        """For a window with `size` pieces inside."""
+        before, inside, after = self.types
+        return [before] * len(self.before) + [inside] * size + [after] * len(self.after)
+
+
+def frame(tokenizer: Any) -> Frame:
+    """Read off one encoded word."""
+    found = _backend(tokenizer).encode("a")
+    inside = [place for place, special in enumerate(found.special_tokens_mask) if not special]
+    first, last = inside[0], inside[-1] + 1
+    types = (found.type_ids[0], found.type_ids[first], found.type_ids[-1])
+    return Frame(found.ids[:first], found.ids[last:], types)
+
+
+def _backend(tokenizer: Any) -> Any:
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+def pieces_of(tokenizer: Any, rows: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of the pieces of all words, int32 (p,), and the number of pieces of each word, int64 (w,).
+
+    Equal to what the tokenizer gives with `is_split_into_words` (a word there is tokenized without its neighbours), so
+    each distinct word is tokenized once. Where a tokenizer marks the space before a word, and expects it in the text,
+    all words but the first of a row are given one.
+    """
+    backend = _backend(tokenizer)
+    known: dict[str, int] = {}
+    number = known.setdefault
+    if _marks_space(backend):
+        words = chain.from_iterable(
+            (word if not place else f" {word}" for place, word in enumerate(row)) for row in rows
+        )
+        order = np.fromiter((number(word, len(known)) for word in words), np.int64)
+    else:
+        order = np.fromiter((number(word, len(known)) for row in rows for word in row), np.int64)
+    if not known:
+        return np.empty(0, np.int32), np.empty(0, np.int64)
+    found = backend.encode_batch_fast([[word] for word in known], is_pretokenized=True, add_special_tokens=False)
+    ragged = Ragged.of([encoding.ids for encoding in found])
+    lengths = ragged.lengths.astype(np.int64)[order]
+    return ragged.values[_flat(ragged.offsets[order], lengths)], lengths
+
+
+def _flat(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """starts[0], starts[0]+1, … for lengths[0] numbers, then the same for the next: int64 (sum of lengths,)."""
+    before = np.cumsum(lengths) - lengths
+    return np.asarray(np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - before, lengths))
+
+
+def _marks_space(backend: Any) -> bool:
+    """Whether a word inside a text has other pieces than alone, and those of the word with a space before it."""
+    alone, spaced, both = (backend.encode(text, add_special_tokens=False).ids for text in ("a", " a", "a a"))
+    return bool(both != alone + alone and both == alone + spaced)
+
+
+# -------------------------------------------------------------------------------------------- windows
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows over rows of pieces, in order: `row`, `number` within the row, `start` and `stop` in its pieces."""
+
+    row: np.ndarray
+    number: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    counts: np.ndarray  # windows of each row
+
+
+def cover(lengths: np.ndarray, size: int, stride: int) -> Windows:
+    """Windows of at most `size` pieces that overlap by `stride`, as the tokenizers library cuts (`truncate_encoding`).
+
+    lengths: pieces of each row, int64 (k,); an empty row has one empty window.
+    """
+    step = size - stride
+    counts = np.where(lengths <= size, 1, -(-(lengths - size) // step) + 1)
+    row = np.repeat(np.arange(len(lengths)), counts)
+    number = _flat(np.zeros(len(counts), np.int64), counts)
+    start = number * step
+    return Windows(row, number, start, np.minimum(start + size, lengths[row]), counts)
+
+
+def home(position: np.ndarray, length: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """The window in which each piece has most text on its poorer side: int64 (w,), numbers within the row.
+
+    position: of the pieces in their rows; length: of those rows. Where the text itself begins or ends nothing is cut
+    off, so that side does not count. The earlier window wins a tie.
+    """
+    step = size - stride
+    last = np.where(length <= size, 0, -(-(length - size) // step))
+    latest = np.minimum(position // step, last)
+    best, context = latest.copy(), np.full(len(position), -1, dtype=np.int64)
+    far = np.iinfo(np.int64).max
+    for back in range(-(-size // step)):
+        window = latest - back
+        start = window * step
+        inside = (window >= 0) & (position < start + size)
+        left = np.where(window == 0, far, position - start)
+        right = np.where(window == last, far, start + size - 1 - position)
+        here = np.where(inside, np.minimum(left, right), -1)
+        better = here >= context
+        best, context = np.where(better & inside, window, best), np.maximum(context, here)
+    return np.asarray(best)
+
+
+def align(
+    tokenizer: Any, rows: Sequence[Sequence[str]], labels: np.ndarray, max_length: int, stride: int
+) -> dict[str, Any]:
+    """Features of rows of words, each word's label at its first piece.
+
+    labels: of all words, int64 (w,). Sequences `input_ids`, `words` (the number of a word in its row, at its first
+    piece, else -1), `labels` (else -100) and, where the tokenizer gives them, `token_type_ids`; scalars `row`,
+    `truncated` and `counted`, the number of labels. Of a row in several windows each word stands in one (`home`);
+    windows without a word of their own are left out.
+    """
+    outer = frame(tokenizer)
+    size = max_length - len(outer)
+    ids, pieces = pieces_of(tokenizer, rows)
+    per_row = np.fromiter(map(len, rows), np.int64, len(rows))
+    row = np.repeat(np.arange(len(rows)), per_row)
+    lengths = np.bincount(row, weights=pieces, minlength=len(rows)).astype(np.int64)
+    windows = cover(lengths, size, stride)
+    written = np.flatnonzero(pieces)  # the tokenizer leaves nothing of some words
+    row_starts = np.cumsum(lengths) - lengths
+    position = (np.cumsum(pieces) - pieces)[written] - row_starts[row[written]]
+    first_window = np.cumsum(windows.counts) - windows.counts
+    own = first_window[row[written]] + home(position, lengths[row[written]], size, stride)
+
+    inside = windows.stop - windows.start
+    offsets = np.cumsum(inside + len(outer)) - inside - len(outer)
+    columns = _framed(outer, ids, row_starts[windows.row] + windows.start, inside, offsets)
+    place = offsets[own] + len(outer.before) + position - windows.start[own]
+    number = _flat(np.zeros(len(rows), np.int64), per_row)
+    for name, values, fill in (("words", number, -1), ("labels", labels, IGNORED)):
+        columns[name] = np.full(len(columns["input_ids"]), fill, dtype=np.int32)
+        columns[name][place] = values[written]
+    if "token_type_ids" not in tokenizer.model_input_names:
+        del columns["token_type_ids"]
+
+    kept = np.flatnonzero((np.bincount(own, minlength=len(offsets)) > 0) | (windows.number == 0))
+    bounds = list(zip(offsets[kept].tolist(), (offsets + inside + len(outer))[kept].tolist(), strict=True))
+    counted = np.bincount(own[labels[written] != IGNORED], minlength=len(offsets))
+    scalars = {"row": windows.row[kept], "truncated": np.zeros(len(kept), dtype=bool), "counted": counted[kept]}
+    return {name: [flat[start:stop] for start, stop in bounds] for name, flat in columns.items()} | scalars
+
+
+def _framed(
+    outer: Frame, ids: np.ndarray, starts: np.ndarray, inside: np.ndarray, offsets: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Windows with their special pieces, one after the other: input_ids and token_type_ids, int32."""
+    total = int(inside.sum()) + len(outer) * len(inside)
+    found = {"input_ids": np.empty(total, np.int32), "token_type_ids": np.empty(total, np.int32)}
+    body = _flat(offsets + len(outer.before), inside)
+    found["input_ids"][body] = ids[_flat(starts, inside)]
+    found["token_type_ids"][body] = outer.types[1]
+    for special, first, kind in (
+        (outer.before, offsets, outer.types[0]),
+        (outer.after, offsets + len(outer.before) + inside, outer.types[2]),
+    ):
+        for place, number in enumerate(special):
+            found["input_ids"][first + place] = number
+            found["token_type_ids"][first + place] = kind
+    return found
