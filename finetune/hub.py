@@ -108,7 +108,8 @@ def _fetch(builder: Any, title: str) -> dict[str, list[File]] | None:
     default = vars(type(builder.config)())
     special = any(value != default[key] for key, value in vars(builder.config).items() if key not in NEUTRAL)
     every = [url for files in urls.values() for url in files]
-    if special or builder.info.features is not None or not all(_is_plain(url, builder.config) for url in every):
+    plain = all(_is_plain(url, builder.config) for url in every)
+    if special or builder.info.features is not None or not plain or not urls or not all(urls.values()):
         return None
     return {split: [_download(url, title) for url in files] for split, files in urls.items()}
 

@@ -46,10 +46,11 @@ def sets(tmp_path_factory) -> Path:
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: raw\n    path: a.csv\n---\n",
     )
     write(folder, "raw/a.csv", "text,label\nx,y\n")
-    write(folder, "broken/train.parquet", "text,label")
-    write(
-        folder, "semicolons/README.md", "---\nconfigs:\n- config_name: default\n  data_files: a.csv\n  sep: ';'\n---\n"
-    )
+    card = "---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n---\n"
+    write(folder, "broken/README.md", card)
+    write(folder, "broken/train.jsonl", '{"text": "a"\n')
+    card = "---\nconfigs:\n- config_name: default\n  data_files: a.csv\n  sep: ';'\n---\n"
+    write(folder, "semicolons/README.md", card)
     write(folder, "semicolons/a.csv", "text;label\nx;y\n")
     write(folder, "exact/train.csv", "text,label\nNA,001\n1e5,002\n")
     write(folder, "exact/test.csv", "text,label\nnull,001\n")
