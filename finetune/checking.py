@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from finetune import model, preparation, publish, tracking
+from finetune import model, preparation, services
 from finetune.errors import FinetuneError, RecipeError
 from finetune.events import Events
-from finetune.folder import RunFolder
 from finetune.recipe import Recipe
 from finetune.record import HeadSwap
 
@@ -23,7 +22,7 @@ def check(recipe: Recipe, events: Events) -> str:
 
     Raises FinetuneError with every problem of services, output folder, data and checkpoint that was found.
     """
-    problems = service_problems(recipe)
+    problems = services.problems(recipe)
     try:
         ready = preparation.prepare(recipe, events)
         loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, recipe)
@@ -41,21 +40,6 @@ def check(recipe: Recipe, events: Events) -> str:
         "everything checked is in order",
     ]
     return "\n\n".join(sections)
-
-
-def service_problems(recipe: Recipe) -> list[str]:
-    """What would stop the run or its publication although recipe and data are right."""
-    from pathlib import Path
-
-    problems = tracking.preflight(recipe.track)
-    if recipe.hub is not None:
-        problems += publish.preflight(recipe.hub.repo_id, recipe.hub.private)
-    folder = RunFolder(Path(recipe.output))
-    try:
-        folder.probe()
-    except FinetuneError as error:
-        problems.append(str(error))
-    return problems
 
 
 def _head_swap(swap: HeadSwap) -> str:

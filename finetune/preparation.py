@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune import audit, data, pretrained, tasks
+from finetune import audit, data, metrics, pretrained, tasks
 from finetune.events import Events
 from finetune.features import Features, in_memory
 from finetune.recipe import Recipe
@@ -42,6 +42,9 @@ def prepare(recipe: Recipe, events: Events) -> Prepared:
     own = [config.id2label[number] for number in sorted(config.id2label)] if recipe.model.keep_head else []
     if task.labels_must_match and own and set(task.labels_for(own)) <= set(own):
         task = task_class.from_rows(recipe, findings.splits, own)  # in the order of the head that is kept
+    if task.metric_kind is not None:
+        wanted = [*(recipe.evaluate.metrics or []), recipe.evaluate.select_on or task.default_metric()]
+        metrics.check_names([name for name in wanted if name != "loss"], task.metric_kind)
     task.max_length = pretrained.longest_input(config, tokenizer, recipe.data.max_length)
     features = encode(findings.splits, task, tokenizer, events)
     notes = [*findings.notes, *task.survey(findings.splits, features, tokenizer)]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 
-from finetune import checkpoint, evaluation, finish, hardware, loop, model, optim
+from finetune import checkpoint, evaluation, finish, hardware, loop, model, optim, services
 from finetune.carbon import Carbon
 from finetune.checkpoint import Progress, Snapshot
 from finetune.errors import FinetuneError, OutputError, Preempted, PublishError, RecipeError
@@ -54,6 +54,9 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto", events: Eve
         earlier = _earlier_record(folder, recipe, resume)
         if earlier is not None and earlier.status in ("finished", "published"):
             return _finished_before(recipe, folder, earlier, events)
+        problems = services.problems(recipe)
+        if problems:
+            raise RecipeError("\n".join(problems))
         record = _new_record(recipe, state)
         with stop_requests() as stop, _recorded(folder, record):
             return _train(Job(recipe, folder, record, events, stop, state))
@@ -160,11 +163,17 @@ def _train(job: Job) -> RunRecord:
     tracking = _tracking(job, carried) if job.main else None
     callbacks = _Callbacks(job, ready, meter, tracking, chosen)
     fit = _fit(job, ready, net, chosen, saved, callbacks)
-    with meter.phase("train"):
-        loop.fit(fit)
-    if job.main and saved_step(job.folder) != fit.progress.step:
-        callbacks.save(loop.snapshot(fit))
-    finish.conclude(job, ready, fit, meter, tracking)
+    try:
+        with meter.phase("train"):
+            loop.fit(fit)
+        if job.main and saved_step(job.folder) != fit.progress.step:
+            callbacks.save(loop.snapshot(fit))
+        finish.conclude(job, ready, fit, meter, tracking)
+    except FinetuneError as error:
+        if tracking is not None:
+            job.record.exit_code = error.exit_code
+            job.record.tracking = tracking.finish(job.record)
+        raise
     return job.record
 
 

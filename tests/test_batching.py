@@ -30,7 +30,9 @@ def test_padding_is_at_most_two_percent_and_order_stays_random():
 
 
 def test_neighbours_of_a_row_change_between_epochs():
-    together = [{frozenset(batch.tolist()) for batch in epoch_batches(LENGTHS[:480], 16, 0, epoch)} for epoch in range(2)]
+    together = [
+        {frozenset(batch.tolist()) for batch in epoch_batches(LENGTHS[:480], 16, 0, epoch)} for epoch in range(2)
+    ]
     assert len(together[0] & together[1]) <= 1
 
 
@@ -75,6 +77,12 @@ def test_max_steps_repeat_the_data_as_often_as_needed():
 
 
 def test_random_keys_differ_by_every_part():
-    keys = {random_key(seed, "step", step, micro, rank) for seed in (0, 1) for step in (0, 1) for micro in (0, 1) for rank in (0, 1)}
+    keys = {
+        random_key(seed, "step", step, micro, rank)
+        for seed in (0, 1)
+        for step in (0, 1)
+        for micro in (0, 1)
+        for rank in (0, 1)
+    }
     assert len(keys) == 16
     assert all(0 <= key < 2**63 for key in keys)

@@ -25,7 +25,7 @@ record
 events signals fresh logins store rows
 features
 bootstrap scoring scoring.names scoring.labels scoring.tags scoring.texts scoring.formulas scoring.modules metrics
-inference
+inference inference.question_answering
 tasks.base
 tasks.sequence
 tasks.tagging tasks.words tasks.windows tasks.grouping tasks.gold tasks.tag_facts tasks.tagger tasks.token
@@ -41,7 +41,7 @@ trackers tracking
 loop
 public_names figures markdown card_rules front_matter card_prose card_training card
 stranger verification allowlist courier publish
-folder hardware evaluation preparation session job finish run
+folder hardware evaluation preparation session job finish services run
 assessment checking prediction
 shipped tables console cli
 finetune

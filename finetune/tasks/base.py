@@ -14,6 +14,7 @@ from finetune.errors import ModelError
 from finetune.features import Features
 from finetune.record import Interval, SplitResults
 from finetune.rows import Rows
+from finetune.scoring.names import Kind
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,7 @@ class Task(ABC):
     labels: list[str]
     max_length: int
     problem: str | None = None
+    metric_kind: Kind | None = None  # which table of `finetune.scoring.names` holds the task's metrics
     labels_must_match: bool = True  # a checkpoint's label names against those of the data, when only evaluating
 
     @classmethod

@@ -48,6 +48,7 @@ class SequenceTask(Task):
         pair: bool,
     ) -> None:
         self.problem = problem
+        self.metric_kind = problem
         self.labels = labels
         self.pair = pair
         self.weights = weights  # float32 (K,): of classes for single, of positive rows for multi

@@ -1,0 +1,36 @@
+"""What would stop a run, or its publication, although recipe and data are right: found before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune import publish, tracking
+from finetune.carbon import known_country, suggest_countries
+from finetune.errors import FinetuneError
+from finetune.folder import RunFolder
+from finetune.recipe import Recipe
+
+__all__ = ["problems"]
+
+
+def problems(recipe: Recipe) -> list[str]:
+    """One line for each, with what to do: trackers, the country's grid, the Hub, the output folder."""
+    found = tracking.preflight(recipe.track) + _carbon(recipe)
+    if recipe.hub is not None:
+        found += publish.preflight(recipe.hub.repo_id, recipe.hub.private)
+    try:
+        RunFolder(Path(recipe.output)).probe()
+    except FinetuneError as error:
+        found.append(str(error))
+    return found
+
+
+def _carbon(recipe: Recipe) -> list[str]:
+    if recipe.carbon is None or recipe.carbon.country is None or known_country(recipe.carbon.country):
+        return []
+    near = suggest_countries(recipe.carbon.country)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return [
+        f"carbon.country: CodeCarbon knows no grid of {recipe.carbon.country!r}; expected an ISO code of three letters"
+        f"{hint}"
+    ]
