@@ -95,6 +95,7 @@ def _best(fit: loop.Fit, recipe: Recipe, ready: Prepared) -> Best | None:
 def _export(job: Job, ready: Prepared, fit: loop.Fit) -> None:
     """Put the best weights (without validation: the last) into the model and write `export/`, complete or absent."""
     net = fit.accelerator.unwrap_model(fit.model)
+    fit.restore_model()
     if fit.best is not None:
         parameters = dict(net.named_parameters())
         with torch.no_grad():

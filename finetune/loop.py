@@ -57,6 +57,7 @@ class Fit:
     log: Callable[[dict[str, float]], None]
     save: Callable[[Snapshot], None]
     save_due: Callable[[int], bool]  # asked on the main process after each step
+    restore_model: Callable[[], None] = lambda: None  # undoes what was changed in the model to train it faster
     best: dict[str, torch.Tensor] | None = None
     counts: np.ndarray = field(init=False)
     lengths: np.ndarray = field(init=False)

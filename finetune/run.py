@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 
-from finetune import checkpoint, evaluation, finish, hardware, loop, model, optim, services
+from finetune import attention, checkpoint, evaluation, finish, hardware, loop, model, optim, services
 from finetune.carbon import Carbon
 from finetune.checkpoint import Progress, Snapshot
 from finetune.errors import FinetuneError, OutputError, Preempted, PublishError, RecipeError
@@ -159,10 +159,13 @@ def _train(job: Job) -> RunRecord:
     _describe(job, ready, loaded)
     if job.main:
         _claim(job, loaded)
-    net, chosen = _choose(job, ready, loaded, carried)
+    net = _trainable(job, loaded)
+    restore_model = attention.install(net) if job.state.device.type == "cpu" else lambda: None
+    chosen = _choose(job, ready, net, carried)
     tracking = _tracking(job, carried) if job.main else None
     callbacks = _Callbacks(job, ready, meter, tracking, chosen)
     fit = _fit(job, ready, net, chosen, saved, callbacks)
+    fit.restore_model = restore_model
     try:
         with meter.phase("train"):
             loop.fit(fit)
@@ -259,8 +262,8 @@ def _claim(job: Job, loaded: model.Loaded) -> None:
     job.folder.write_record(job.record)
 
 
-def _choose(job: Job, ready: Prepared, loaded: model.Loaded, carried: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model with LoRA, if any, and what `auto` decides: measured once, reused by every resume."""
+def _trainable(job: Job, loaded: model.Loaded) -> Any:
+    """The model as it is trained: with LoRA and gradient checkpointing where the recipe asks for them."""
     settings = job.recipe.train
     assert settings is not None
     net = loaded.model
@@ -268,6 +271,13 @@ def _choose(job: Job, ready: Prepared, loaded: model.Loaded, carried: dict[str, 
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if job.recipe.model.lora is not None:
         net = model.add_lora(net, loaded.head_swap, job.recipe.model.lora, settings.seed)
+    return net
+
+
+def _choose(job: Job, ready: Prepared, net: Any, carried: dict[str, Any]) -> dict[str, Any]:
+    """What `auto` decides: measured once, reused by every resume."""
+    settings = job.recipe.train
+    assert settings is not None
     plan = make_plan(ready.features["train"], settings)
     chosen = carried.get("chosen") or choose(
         settings, plan, net, ready.task, ready.features["train"], ready.tokenizer, job.state
@@ -277,7 +287,7 @@ def _choose(job: Job, ready: Prepared, loaded: model.Loaded, carried: dict[str, 
     assert job.record.model is not None
     job.record.model.trainable_parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
     job.events.message(f"precision {chosen['precision']}, micro-batches of at most {chosen['micro_batch_size']} rows")
-    return net, chosen
+    return chosen
 
 
 def _fit(
