@@ -71,6 +71,8 @@ def allowed(export: Path, modules: Collection[str] = ()) -> list[Path]:
     modules: names of the inference modules that this package put there. Raises PublishError with all problems: a name
     that is not on the list, a link, and in a text file an absolute path of this machine or what looks like a token.
     """
+    if not export.is_dir():
+        raise PublishError(f"{export}: no such folder; train first")
     files, problems, names = [], [], re.compile(pattern(modules))
     for path in sorted(_walk(export)):
         name = path.relative_to(export).as_posix()

@@ -54,7 +54,7 @@ class _Stages:
     """Says on stdout how far the work has come."""
 
     def __init__(self) -> None:
-        self.name = "start"
+        self.name = "starting"
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)  # whatever libraries print
 
@@ -92,15 +92,18 @@ def _end_with(parent: int) -> None:
 
 def _client(request_seconds: float) -> httpx2.Client:
     """As huggingface_hub makes it, with a time limit for each wait on the network, and without its endless loop."""
+    timeout = httpx2.Timeout(request_seconds, connect=min(10.0, request_seconds))
+
+    def limit(request: httpx2.Request) -> None:  # here, because some calls of huggingface_hub say "no limit" themselves
+        request.extensions = {**request.extensions, "timeout": timeout.as_dict()}
 
     def check(response: httpx2.Response) -> None:
         if response.status_code == 409 and response.request.url.path.endswith("/api/repos/create"):
             response.read()
-            if _BUSY in response.text:
-                raise HfHubHTTPError(_BUSY, response=response)
+            if _BUSY in response.text or '"url"' not in response.text:  # asked again without end; a KeyError
+                huggingface_hub.hf_raise_for_status(response)
 
-    timeout = httpx2.Timeout(request_seconds, connect=min(10.0, request_seconds))
-    return httpx2.Client(follow_redirects=True, timeout=timeout, event_hooks={"response": [check]})
+    return httpx2.Client(follow_redirects=True, timeout=timeout, event_hooks={"request": [limit], "response": [check]})
 
 
 def _token() -> str:
@@ -150,6 +153,8 @@ def _failure(error: BaseException) -> dict[str, Any]:
         server = error.server_message or str(error).strip().split("\n")[0]
         status = {"status": error.response.status_code, "retry_after": float(after) if after.isdigit() else None}
         return {"kind": "status", "message": server, **status}
+    if isinstance(error, _Refusal):
+        return {"kind": error.kind, "message": str(error)}
     return {"kind": _kind(error), "message": f"{type(error).__name__}: {error}"}
 
 
@@ -164,8 +169,6 @@ def _kind(error: BaseException) -> str:
         (ConnectionError, "xet"),  # all that hf-xet raises, whatever happened
         (OSError, "disk"),
     ]
-    if isinstance(error, _Refusal):
-        return error.kind
     if isinstance(error, ValueError) and str(error).startswith("Invalid metadata in README.md"):
         return "card"
     return next((kind for type_, kind in kinds if isinstance(error, type_)), "unexpected")
@@ -176,18 +179,18 @@ def _kind(error: BaseException) -> str:
 
 def _preflight(api: huggingface_hub.HfApi, job: Job, stages: _Stages) -> dict[str, Any]:
     """Who the token belongs to, what it may do, and whether the repository is there."""
-    stages.reach("ask whose token this is")
+    stages.reach("asking whose token this is")
     who = api.whoami()
     token = who.get("auth", {}).get("accessToken", {})
     scopes = token.get("fineGrained", {}).get("scoped", [])
     writable = [row["entity"].get("name") for row in scopes if "repo.write" in row.get("permissions", [])]
     facts: dict[str, Any] = {"user": who["name"], "role": token.get("role"), "writable": writable}
     facts["organizations"] = {org["name"]: org.get("roleInOrg") for org in who.get("orgs", [])}
-    stages.reach("look up the repository")
+    stages.reach("looking up the repository")
     info = _look_up(api, job["repo_id"])
     if info is None:
         return facts | {"exists": False}
-    stages.reach("ask for the right to write")
+    stages.reach("asking for the right to write")
     try:
         api.auth_check(job["repo_id"], write=True)
     except HfHubHTTPError as error:
@@ -207,16 +210,16 @@ def _look_up(api: huggingface_hub.HfApi, repo_id: str) -> Any:
 def _push(api: huggingface_hub.HfApi, job: Job, stages: _Stages) -> dict[str, Any]:
     """One attempt to make the repository's tree equal to the export."""
     repo_id, export = job["repo_id"], Path(job["export"])
-    stages.reach("look up the repository")
+    stages.reach("looking up the repository")
     info = _look_up(api, repo_id)
     if info is None:
-        stages.reach("create the repository")
+        stages.reach("creating the repository")
         api.create_repo(repo_id, private=job["private"], exist_ok=True)
-        stages.reach("read back its visibility")
+        stages.reach("reading back its visibility")
         info = api.model_info(repo_id)
     if bool(info.private) != job["private"]:
         raise _Refusal("visibility", "private" if info.private else "public")
-    stages.reach("list its files")
+    stages.reach("listing its files")
     add, remove = _changes(job, export, _tree(api, repo_id, info.sha))
     answer = {"commit": info.sha, "url": f"{api.endpoint}/{repo_id}", "pull_request": None, "created": False}
     if add or remove:
@@ -249,7 +252,7 @@ def _is_same(path: Path, row: RepoFile) -> bool:
 
 def _same_pull(api: huggingface_hub.HfApi, job: Job, export: Path, stages: _Stages) -> dict[str, Any] | None:
     """An open pull request that proposes just this export: an earlier push made it."""
-    stages.reach("list the pull requests")
+    stages.reach("listing the pull requests")
     repo_id = job["repo_id"]
     for number, pull in enumerate(api.get_repo_discussions(repo_id, discussion_type="pull_request")):
         if number == _PULLS:
@@ -264,7 +267,7 @@ def _same_pull(api: huggingface_hub.HfApi, job: Job, export: Path, stages: _Stag
 def _commit(
     api: huggingface_hub.HfApi, job: Job, parent: str, add: list[str], remove: list[str], stages: _Stages
 ) -> dict[str, Any]:
-    stages.reach("send the files")
+    stages.reach("sending the files")
     additions = [huggingface_hub.CommitOperationAdd(name, Path(job["export"], name)) for name in add]
     deletions = [huggingface_hub.CommitOperationDelete(name, is_folder=False) for name in remove]
     made = api.create_commit(
@@ -279,7 +282,7 @@ def _commit(
 
 def _check(api: huggingface_hub.HfApi, job: Job, export: Path, commit: str, stages: _Stages) -> bool:
     """Look at what is there now. Returns whether it is private; refuses when it is not this export."""
-    stages.reach("look at the commit")
+    stages.reach("looking at the commit")
     info = api.model_info(job["repo_id"], revision=commit)
     if bool(info.private) != job["private"]:
         raise _Refusal("visibility", "private" if info.private else "public")

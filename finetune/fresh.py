@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from finetune.errors import StorageError
+
 __all__ = ["Reply", "ask", "environment"]
 
 _LAUNCHER = ("ACCELERATE_", "TORCHELASTIC_", "ROLE_", "GROUP_", "MASTER_", "FSDP_", "PARALLELISM_CONFIG_")
@@ -54,8 +56,24 @@ def ask(
     """Run `program` with `document` on stdin in working folder `folder` (None: this one).
 
     With `show` its stderr is ours. The process and all it started are killed after `limit_seconds`, and when this
-    process is interrupted. Neither the folder of `program` nor the working folder is on its import path.
+    process is interrupted. Neither the folder of `program` nor the working folder is on its import path. Raises
+    StorageError when there is no room for temporary files.
     """
+    try:
+        return _ask(program, document, environ, limit_seconds, folder, show)
+    except OSError as error:
+        message = f"{program.stem}: cannot be run in a fresh process: {error}; set TMPDIR to a folder with space"
+        raise StorageError(message) from error
+
+
+def _ask(
+    program: Path,
+    document: Mapping[str, Any],
+    environ: Mapping[str, str],
+    limit_seconds: float,
+    folder: Path | None,
+    show: bool,
+) -> Reply:
     with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         stdin.write(json.dumps(document).encode())
         stdin.seek(0)

@@ -88,11 +88,11 @@ def preflight(repo_id: str, private: bool = True, *, limit_seconds: float = 30.0
     if not _REPO_ID.fullmatch(repo_id):
         return [f"hub.repo_id: expected NAMESPACE/NAME, found {repo_id!r}; NAMESPACE is your user name or organization"]
     job = {"do": "preflight", "repo_id": repo_id}
-    patience = Patience(request_seconds=8.0, retry_seconds=8.0, total_seconds=limit_seconds)
+    patience = Patience(request_seconds=8.0, retry_seconds=3.0, wait_seconds=0.5)
     try:
         facts = _ask(job, patience, limit_seconds, show=False)
     except _HubFailure as failure:
-        return [f"hub.repo_id: {repo_id} cannot be checked: {failure.explain(repo_id)}"]
+        return [f"hub.repo_id: {repo_id} cannot be checked: {failure.explain(repo_id)}".replace("\n  ", "; ")]
     return [f"hub.repo_id: {problem}" for problem in _problems(repo_id, private, facts)]
 
 
@@ -185,8 +185,10 @@ class _HubFailure(Exception):  # noqa: N818
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         what = what.format(endpoint=endpoint, repo_id=repo_id, limit=self.limit_seconds)
         code = f"status {status}, " if status else ""
-        said = f"\n  its answer: {redact(text)}" if text and kind not in ("no_token", "offline") else ""
-        return f"{what} ({code}while it was to {self.failure['stage']}){said}\n  What to do: {todo}"
+        said = f"\n  What it said: {redact(text)}" if text and kind not in ("no_token", "offline") else ""
+        wait = self.failure.get("retry_after")
+        pause = f"\n  It asks to wait {wait:.0f} s" if wait else ""
+        return f"{what} ({code}while {self.failure['stage']}){said}{pause}\n  What to do: {todo}"
 
 
 def _ask(job: Mapping[str, Any], patience: Patience, limit_seconds: float, show: bool) -> dict[str, Any]:
@@ -197,7 +199,7 @@ def _ask(job: Mapping[str, Any], patience: Patience, limit_seconds: float, show:
     quiet |= {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": os.environ.get("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")}
     environ = fresh.environment(quiet)
     reply = fresh.ask(_COURIER, document, environ=environ, limit_seconds=limit_seconds, show=show)
-    last = reply.answer or {"stage": "start"}
+    last = reply.answer or {"stage": "starting"}
     if "answer" in last:
         return dict(last["answer"])
     if "failure" in last:

@@ -184,9 +184,9 @@ def _differences(expected: Any, found: Any, at: str) -> Iterator[tuple[float, st
         if difference <= TOLERANCE * max(1.0, abs(expected)):
             yield difference, None
         else:  # NaN comes here, too
-            yield difference, f"{at[1:] or 'the score'} is {found!r}, {expected!r} was stored"
+            yield difference, f"{at.removeprefix('.') or 'the score'} is {found!r}, {expected!r} was stored"
     elif type(expected) is not type(found) or expected != found:
-        yield 0.0, f"{at[1:] or 'the output'} is {_short(found)}, {_short(expected)} was stored"
+        yield 0.0, f"{at.removeprefix('.') or 'the output'} is {_short(found)}, {_short(expected)} was stored"
 
 
 def _list_differences(expected: list[Any], found: list[Any], at: str) -> Iterator[tuple[float, str | None]]:

@@ -67,6 +67,8 @@ class Fault:
     status: int = 503
     times: int = 1
     retry_after: int | None = None
+    message: str = "Injected failure"
+    body: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -318,12 +320,13 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.request_row.body = self.body = self.read_body()
             self.server.requests.append(self.request_row)
-            self.spoil()
-            self.dispatch()
-        except HubError as error:
-            headers = {"X-Error-Message": re.sub(r"[^\x20-\x7e]", " ", error.message), **error.headers}
-            headers |= {"X-Error-Code": error.code} if error.code else {}
-            self.reply(error.status, {"error": error.message, **error.body}, headers)
+            try:
+                self.spoil()
+                self.dispatch()
+            except HubError as error:
+                headers = {"X-Error-Message": re.sub(r"[^\x20-\x7e]", " ", error.message), **error.headers}
+                headers |= {"X-Error-Code": error.code} if error.code else {}
+                self.reply(error.status, {"error": error.message, **error.body}, headers)
         except CutError:
             self.close_connection = True
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -350,7 +353,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault.mode == "html":
             self.reply(fault.status, b"<html><h1>Bad gateway</h1></html>", {"Content-Type": "text/html", **headers})
             raise ConnectionError
-        raise HubError(fault.status, "Injected failure", headers=headers)
+        raise HubError(fault.status, fault.message, headers=headers, **fault.body)
 
     def dispatch(self):
         method = "GET" if self.command == "HEAD" else self.command
@@ -704,8 +707,9 @@ class HubServer(ThreadingHTTPServer):
         """A further token of the first user."""
         self.accounts[token] = replace(next(iter(self.accounts.values())), role=role, scopes=tuple(scopes))
 
-    def inject(self, match, mode="fail", status=503, times=1, retry_after=None):
-        self.faults.append(Fault(match, mode, status, times, retry_after))
+    def inject(self, match, **fault):
+        """Let a Fault wait for requests that match."""
+        self.faults.append(Fault(match, **fault))
 
     def next_fault(self, request):
         with self.lock:
