@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 
+from finetune import decoder
 from finetune.errors import ModelError
 from finetune.pretrained import Checkpoint, file_sha256, load_tokenizer, read_config
 from finetune.recipe import LoraBlock, Recipe
@@ -56,18 +57,20 @@ def load_for_training(checkpoint: Checkpoint, config: Any, task: Task, recipe: R
     foreign = list(getattr(config, "architectures", None) or [])
     if recipe.model.keep_head:
         _check_kept_head(config, task, checkpoint)
-    task.configure(config)
     _forget_origin(config)
+    task.configure(config)
     auto = getattr(transformers, task.auto_class)
     torch.manual_seed(recipe.train.seed if recipe.train is not None else 0)
     if recipe.model.init == "scratch":
         model = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        return Loaded(model, tokenizer, HeadSwap(new=_names(model.state_dict())))
+        unused = decoder.freeze_unused(model)
+        return Loaded(model, tokenizer, HeadSwap(new=_names(set(model.state_dict()) - set(unused))))
     model, info = _load(auto, checkpoint, config, ignore_mismatched_sizes=not recipe.model.keep_head)
-    head_swap = _report(model, info, checkpoint)
-    if not recipe.model.keep_head:
-        _renew_head(model, auto, config, head_swap, recipe)
-    elif head_swap.new.count:
+    head_swap = _report(model, info, checkpoint, task)
+    _leave_out(head_swap, decoder.freeze_unused(model))
+    if task.renews_head and not recipe.model.keep_head:
+        _renew_head(model, auto, config, head_swap, recipe, task)
+    elif recipe.model.keep_head and head_swap.new.count:
         raise ModelError(
             f"model.keep_head: {checkpoint.name} ({', '.join(foreign)}) has no weights for"
             f" {', '.join(head_swap.new.names[:5])}; leave keep_head out to train a new head"
@@ -91,7 +94,7 @@ def load_for_evaluation(checkpoint: Checkpoint, task: type[Task] | Task) -> Load
             " a recipe of its own task"
         )
     model, info = _load(auto, checkpoint, config, ignore_mismatched_sizes=False)
-    head_swap = _report(model, info, checkpoint)
+    head_swap = _report(model, info, checkpoint, task)
     if head_swap.new.count:
         raise ModelError(
             f"{checkpoint.name}: has no weights for {', '.join(head_swap.new.names[:5])}: the head would be"
@@ -108,16 +111,16 @@ def _classes(auto: Any, config: Any) -> tuple[Any, ...]:
 def _load(
     auto: Any, checkpoint: Checkpoint, config: Any, *, ignore_mismatched_sizes: bool
 ) -> tuple[Any, dict[str, Any]]:
+    arguments = LOADING | {"dtype": torch.float32, "ignore_mismatched_sizes": ignore_mismatched_sizes}
     with quiet_transformers():
         try:
-            model, info = auto.from_pretrained(
-                checkpoint.folder,
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=ignore_mismatched_sizes,
-                **LOADING,
-            )
+            if (other := checkpoint.decoder) is not None:
+                both = (checkpoint.folder, other.folder), (checkpoint.name, other.name)
+                model, info = decoder.load_joined(*both, config, **arguments)
+            else:
+                model, info = auto.from_pretrained(
+                    checkpoint.folder, config=config, output_loading_info=True, **arguments
+                )
         except (RuntimeError, ValueError, OSError) as error:
             raise ModelError(f"model.checkpoint: {checkpoint.name} does not load: {_first_lines(error)}") from error
         except Exception as error:  # safetensors raises its own class for a damaged file, which is no subclass of these
@@ -131,11 +134,10 @@ def _first_lines(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _report(model: Any, info: dict[str, Any], checkpoint: Checkpoint) -> HeadSwap:
+def _report(model: Any, info: dict[str, Any], checkpoint: Checkpoint, task: type[Task] | Task) -> HeadSwap:
     """Sort the weights by where they come from; refuse a hole in the backbone and weights that are not finite."""
     new = set(info["missing_keys"]) | {item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]}
-    prefix = f"{model.base_model_prefix}."
-    holes = sorted(name for name in new if name.startswith(prefix) and ".pooler." not in name)
+    holes = sorted(name for name in new if task.in_backbone(model, name) and ".pooler." not in name)
     if holes:
         raise ModelError(
             f"model.checkpoint: {checkpoint.name} lacks {len(holes)} weights of the backbone"
@@ -149,10 +151,16 @@ def _report(model: Any, info: dict[str, Any], checkpoint: Checkpoint) -> HeadSwa
     return HeadSwap(reused=_names(weights - new), new=_names(weights & new), dropped=_names(info["unexpected_keys"]))
 
 
-def _renew_head(model: Any, auto: Any, config: Any, head_swap: HeadSwap, recipe: Recipe) -> None:
+def _leave_out(head_swap: HeadSwap, unused: list[str]) -> None:
+    """Count weights that the model carries and does not use as left out."""
+    head_swap.reused = _names(set(head_swap.reused.names) - set(unused))
+    head_swap.new = _names(set(head_swap.new.names) - set(unused))
+    head_swap.dropped = _names(set(head_swap.dropped.names) | set(unused))
+
+
+def _renew_head(model: Any, auto: Any, config: Any, head_swap: HeadSwap, recipe: Recipe, task: Task) -> None:
     """Give a head that came with the checkpoint fresh random weights: it was trained for something else."""
-    prefix = f"{model.base_model_prefix}."
-    foreign = sorted(name for name in head_swap.reused.names if not name.startswith(prefix))
+    foreign = sorted(name for name in head_swap.reused.names if not task.in_backbone(model, name))
     if not foreign:
         return
     torch.manual_seed(recipe.train.seed if recipe.train is not None else 0)
@@ -167,7 +175,7 @@ def _renew_head(model: Any, auto: Any, config: Any, head_swap: HeadSwap, recipe:
 
 def _check_kept_head(config: Any, task: Task, checkpoint: Checkpoint) -> None:
     own = [config.id2label[number] for number in sorted(config.id2label)]
-    if own != task.labels:
+    if task.labels_must_match and own != task.labels:
         raise ModelError(
             f"model.keep_head: the labels of {checkpoint.name} are {own}, those of the data {task.labels}; they must be"
             " the same names; leave keep_head out to train a new head"
@@ -263,8 +271,8 @@ def export(model: Any, tokenizer: Any, task: Task, folder: Path, *, base: str | 
         _save_adapter(model, folder / "adapter", base)
         model = model.merge_and_unload()
     refuse_placeholder_names(task.labels)
-    task.configure(model.config)
     _forget_origin(model.config)
+    task.configure(model.config)
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.model_max_length = task.max_length
@@ -280,8 +288,8 @@ def export(model: Any, tokenizer: Any, task: Task, folder: Path, *, base: str | 
 
 def write_config(config: Any, task: Task, folder: Path) -> None:
     """Write config.json again, with what the task has tuned since."""
-    task.configure(config)
     _forget_origin(config)
+    task.configure(config)
     config.save_pretrained(folder)
     _clean_json(folder / "config.json", drop=("_name_or_path",))
 

@@ -25,14 +25,14 @@ record
 events signals fresh logins store rows
 features
 bootstrap scoring scoring.names scoring.labels scoring.tags scoring.texts scoring.formulas scoring.modules metrics
-inference inference.question_answering
+inference inference.question_answering inference.text_to_text
 tasks.base
 tasks.sequence
 tasks.tagging tasks.words tasks.windows tasks.grouping tasks.gold tasks.tag_facts tasks.tagger tasks.token
-tasks.span tasks.seq2seq tasks
+tasks.span tasks.decoding tasks.seq2seq tasks
 problems readers conll values columns parse files hub splits data
 findings labels audit
-dropout attention pretrained model
+dropout attention decoder pretrained model
 batching
 optim
 checkpoint

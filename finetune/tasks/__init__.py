@@ -10,10 +10,12 @@ __all__ = ["for_architectures", "of"]
 
 
 def _all() -> tuple[type[Task], ...]:
+    from finetune.tasks.seq2seq import Seq2SeqTask
     from finetune.tasks.sequence import SequenceTask
+    from finetune.tasks.span import SpanTask
     from finetune.tasks.token import TokenTask
 
-    return (SequenceTask, TokenTask)
+    return (SequenceTask, TokenTask, SpanTask, Seq2SeqTask)
 
 
 def of(name: str) -> type[Task]:

@@ -1,0 +1,408 @@
+"""The span head: the part of a context that answers a question, or that there is none."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import pyarrow.compute as pc
+
+from finetune import metrics
+from finetune.errors import ModelError
+from finetune.features import Features
+from finetune.record import Interval, SplitResults
+from finetune.rows import Rows
+from finetune.scoring.texts import answer_scores
+from finetune.tasks.base import Batch, Case, Predictions, Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from finetune.inference.question_answering import Pieces, Ranked, Settings
+    from finetune.recipe import Recipe
+
+__all__ = ["SpanTask"]
+
+IGNORED = -100  # target of a window that teaches nothing
+BLOCK = 1000  # rows whose contexts are held at once
+FORMAT = 1  # of the features; another number leaves cached ones aside
+
+
+class SpanTask(Task):
+    """Extractive question answering. The inference module finetune/inference/question_answering.py says how it decides.
+
+    A window is taught the first answer of its row, or the classification token where that answer does not lie in it
+    as a whole; one whose answer has no token of its own is left out of the loss.
+    """
+
+    name: ClassVar[str] = "span"
+    auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    head: ClassVar[str] = "ForQuestionAnswering"
+    text_role: ClassVar[str] = "context"
+    pipeline = "question-answering"
+    labels_must_match = False
+
+    def __init__(self, recipe: Recipe, impossible: bool) -> None:
+        self.labels: list[str] = []
+        self.max_length = recipe.data.max_length
+        self.stride = recipe.data.stride or 0
+        self.threshold = 0.0 if impossible else None  # of "no answer"; None: the model always answers
+        self.may_be_open = impossible
+
+    @classmethod
+    def from_rows(cls, recipe: Recipe, splits: dict[str, Rows], labels: Sequence[str] | None = None) -> Self:
+        del labels  # the head has none
+        trained = [splits["train"]] if recipe.train is not None and "train" in splits else list(splits.values())
+        return cls(recipe, any(_open_questions(rows) for rows in trained))
+
+    @property
+    def settings(self) -> Settings:
+        """How the model reads and answers; stored with it."""
+        from finetune.inference.question_answering import Settings
+
+        return Settings(self.max_length, self.stride, no_answer_threshold=self.threshold)
+
+    # ---------------------------------------------------------------- rows to tensors
+
+    def encoding_key(self) -> str:
+        return json.dumps({"task": self.name, "format": FORMAT} | self._lengths(), sort_keys=True)
+
+    def _lengths(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self.settings).items() if name != "no_answer_threshold"}
+
+    def encode(self, batch: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
+        """Windows as `cut` gives them, and `start`, `end`: target tokens in the window, int64 (n,)."""
+        from finetune.inference import question_answering
+
+        if not tokenizer.is_fast:
+            raise ModelError(
+                f"model.checkpoint: its tokenizer ({type(tokenizer).__name__}) is a slow one, which does not say where"
+                " in the text a token stands; use a checkpoint with a fast tokenizer (tokenizer.json)"
+            )
+        pieces = question_answering.read(tokenizer, batch["question"], batch["context"], self.settings)
+        columns = question_answering.cut(tokenizer, pieces, self.settings)
+        row = columns["row"]
+        truncated = np.array([one.question_cut for one in pieces], dtype=bool)[row]
+        bounds = [_answer_tokens(*one) for one in zip(pieces, batch["context"], batch["answers"], strict=True)]
+        start, end = _targets(np.array(bounds, dtype=np.int64)[row], columns)
+        kept = {name: values for name, values in columns.items() if name not in ("first", "at", "size")}
+        return kept | {"truncated": truncated, "start": start, "end": end}
+
+    def counts(self, features: Features) -> np.ndarray:
+        return np.asarray(features.scalars["start"] >= 0, dtype=np.float64)
+
+    def collate(self, features: Features, index: np.ndarray, tokenizer: Any) -> Batch:
+        import torch
+
+        fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        padded = {name: ragged.pad(index, fill.get(name, 0)) for name, ragged in features.sequences.items()}
+        usable = padded.pop("offset_end") > padded.pop("offset_start")
+        inputs = {name: torch.from_numpy(values) for name, values in padded.items()}
+        lengths = torch.from_numpy(features.lengths[index].astype(np.int64))
+        inputs["attention_mask"] = (torch.arange(usable.shape[1])[None, :] < lengths[:, None]).long()
+        targets = {
+            name: torch.from_numpy(np.ascontiguousarray(features.scalars[name][index]))
+            for name in ("start", "end", "null")
+        }
+        return Batch(inputs, targets | {"usable": torch.from_numpy(usable), "lengths": lengths})
+
+    # ---------------------------------------------------------------- loss and predictions
+
+    def loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        return self._losses(outputs, batch).sum()
+
+    def _losses(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """Mean of the cross-entropies of start and end, fp32 (B,); 0 for a window without a target.
+
+        Source: transformers `ForQuestionAnsweringLoss`, with the padding left out, so that it does not depend on the
+        other windows of a batch.
+        """
+        import torch
+        import torch.nn.functional as F  # noqa: N812  (the name torch's own documentation uses)
+
+        width = outputs.start_logits.shape[1]
+        padding = torch.arange(width, device=outputs.start_logits.device)[None, :] >= batch.targets["lengths"][:, None]
+        both = [
+            F.cross_entropy(
+                logits.float().masked_fill(padding, float("-inf")),
+                batch.targets[name],
+                ignore_index=IGNORED,
+                reduction="none",
+            )
+            for name, logits in (("start", outputs.start_logits), ("end", outputs.end_logits))
+        ]
+        return (both[0] + both[1]) / 2
+
+    def predict(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        from finetune.inference import question_answering
+
+        outputs = model(**batch.inputs)
+        start, end = outputs.start_logits.float(), outputs.end_logits.float()
+        best = question_answering.spans(start, end, batch.targets["usable"], batch.targets["null"], self.settings)
+        return best | {"loss": self._losses(outputs, batch)}
+
+    def decode(self, outputs: dict[str, list[np.ndarray]], features: Features, rows: Rows) -> Predictions:
+        """`ranked`: the best parts of each context; `best`: the text of the first; `gold`: texts, none where open."""
+        ranked = _ranked(outputs, features, len(rows))
+        row = features.scalars["row"]
+        counted = np.bincount(row, weights=features.scalars["start"] >= 0, minlength=len(rows))
+        losses = np.bincount(row, weights=np.array(outputs["loss"], dtype=np.float64), minlength=len(rows))
+        best = _texts(ranked, rows)
+        arrays = {"gold": _gold(rows), "ranked": ranked, "best": best}
+        return Predictions(rows.column("id"), losses / np.maximum(counted, 1), arrays)
+
+    def _answers(self, predictions: Predictions) -> list[dict[str, Any]]:
+        """What the pipeline answers to each row."""
+        from finetune.inference.question_answering import probabilities
+
+        ranked, best = predictions.arrays["ranked"], predictions.arrays["best"]
+        shares = probabilities(ranked, self.threshold)
+        none = shares[:, -1] > shares[:, 0]
+        scores = np.where(none, shares[:, -1], shares[:, 0]).tolist()
+        nothing = {"start": 0, "end": 0, "answer": ""}
+        return [
+            {"score": score} | (nothing if empty else part)
+            for score, empty, part in zip(scores, none.tolist(), best, strict=True)
+        ]
+
+    def records(self, predictions: Predictions) -> list[dict[str, Any]]:
+        lines = zip(predictions.ids, predictions.arrays["gold"], self._answers(predictions), strict=True)
+        found = [
+            {"id": name, "gold": gold, "prediction": answer["answer"]}
+            | {key: answer[key] for key in ("score", "start", "end")}
+            for name, gold, answer in lines
+        ]
+        return [line | {"loss": loss} for line, loss in zip(found, predictions.loss.tolist(), strict=True)]
+
+    # ---------------------------------------------------------------- scores
+
+    def default_metric(self) -> str:
+        return "f1"
+
+    def score(self, predictions: Predictions, names: Sequence[str] | None = None) -> dict[str, Interval]:
+        texts = [answer["answer"] for answer in self._answers(predictions)]
+        return metrics.answers(names or metrics.DEFAULTS["answers"], predictions.arrays["gold"], texts)
+
+    def tune(self, predictions: Predictions) -> None:
+        """The threshold of "no answer" with the best F1; the one nearest to 0 where several are as good.
+
+        Source: `find_best_thresh` of SQuAD's official evaluate-v2.0.py, over F1.
+        """
+        gold, ranked = predictions.arrays["gold"], predictions.arrays["ranked"]
+        has_answer = np.array([bool(texts) for texts in gold])
+        if not self.may_be_open or has_answer.all() or not has_answer.any():
+            return
+        f1 = answer_scores(gold, [part["answer"] for part in predictions.arrays["best"]])[:, 1]
+        margin = ranked.null - ranked.score[:, 0]  # "no answer" where it is above the threshold
+        order = np.argsort(margin, kind="stable")
+        margin, change = margin[order], (f1 - ~has_answer)[order]
+        # One threshold below all margins, one between each two neighbours, one above all.
+        places = np.concatenate([margin[:1] - 1, (margin[:-1] + margin[1:]) / 2, margin[-1:] + 1])
+        total = np.concatenate([[0.0], np.cumsum(change)])
+        good = places[np.isfinite(places) & (total >= total.max() - 1e-9)]
+        self.threshold = round(float(good[np.abs(good).argmin()]), 4)
+
+    def baselines(self, splits: dict[str, Rows]) -> dict[str, dict[str, SplitResults]]:
+        """Always "no answer", where questions may be open; the sentence that shares most words with the question."""
+        found: dict[str, dict[str, SplitResults]] = {"no_answer": {}, "nearest_sentence": {}}
+        for name, rows in splits.items():
+            if name == "train":
+                continue
+            gold = _gold(rows)
+            guesses = {"nearest_sentence": _nearest_sentences(rows)}
+            if self.may_be_open:
+                guesses["no_answer"] = [""] * len(rows)
+            for method, texts in guesses.items():
+                scores = metrics.answers(metrics.DEFAULTS["answers"], gold, texts)
+                found[method][name] = SplitResults(n=len(rows), metrics=scores)
+        return {method: results for method, results in found.items() if results}
+
+    # ---------------------------------------------------------------- the published model
+
+    def configure(self, config: Any) -> None:
+        from finetune.inference.question_answering import CONFIG_KEY
+
+        config.num_labels = 2
+        config.id2label, config.label2id = {0: "start", 1: "end"}, {"start": 0, "end": 1}
+        config.problem_type = None
+        setattr(config, CONFIG_KEY, asdict(self.settings))
+        config.custom_pipelines = {
+            self.pipeline: {"impl": "question_answering.QuestionAnsweringPipeline", "pt": [self.auto_class]}
+        }
+
+    def export(self, folder: Path) -> None:
+        from finetune.inference import question_answering
+
+        shutil.copyfile(question_answering.__file__, folder / "question_answering.py")
+
+    def cases(self, rows: Rows, predictions: Predictions) -> list[Case]:
+        inputs = [
+            {"question": question, "context": context}
+            for question, context in zip(rows.column("question"), rows.column("context"), strict=True)
+        ]
+        return [Case(one, {}, answer) for one, answer in zip(inputs, self._answers(predictions), strict=True)]
+
+    def adopt(self, config: Any) -> None:
+        from finetune.inference.question_answering import CONFIG_KEY
+
+        stored = getattr(config, CONFIG_KEY, None)
+        if stored is not None:
+            self.threshold = stored.get("no_answer_threshold")
+
+    @classmethod
+    def make_pipeline(cls, folder: Path, config: Any) -> Any:
+        import torch
+        import transformers
+
+        from finetune.inference.question_answering import QuestionAnsweringPipeline
+
+        del config
+        here = {"trust_remote_code": False, "local_files_only": True}
+        model = transformers.AutoModelForQuestionAnswering.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, **here
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **here)
+        return QuestionAnsweringPipeline(model=model, tokenizer=tokenizer, task=cls.pipeline)
+
+    @classmethod
+    def input_problem(cls, row: dict[str, Any]) -> str | None:
+        wrong = [role for role in ("question", "context") if not isinstance(row.get(role), str)]
+        if wrong:
+            return f"expected a text under {' and '.join(wrong)}, found the keys {', '.join(row)}"
+        return None if row["question"].strip() else "the question is empty"
+
+    @classmethod
+    def answers(cls, pipe: Any, rows: list[dict[str, Any]], batch_size: int) -> list[Any]:
+        inputs = [{role: row[role] for role in ("question", "context")} for row in rows]
+        found: list[Any] = pipe(inputs, batch_size=batch_size)
+        return found
+
+    def snippet(self, rows: Rows) -> str:
+        del rows  # rows of the data set are not published
+        call = 'print(answer(question="Where do I work?", context="I work at a bakery in Brooklyn."))'
+        return (
+            "from transformers import pipeline\n\n"
+            'answer = pipeline("question-answering", model="{model}", trust_remote_code=True)\n'
+            f"{call}\n\n"
+            "# or, where headswap is installed, without running code of this repository:\n"
+            "import finetune\n\n"
+            'answer = finetune.pipeline("{model}")\n'
+            f"{call}"
+        )
+
+    def notes(self) -> list[str]:
+        settings = self.settings
+        decision = (
+            "The answer is the empty text where the score of no answer is above that of the best part by more than"
+            f" {self.threshold:.4g}, a threshold chosen on validation where it has open questions and stored in"
+            " config.json; `handle_impossible_answer=False` always names a part."
+            if self.threshold is not None
+            else "It was trained on questions that have an answer and names a part of any context, right or wrong."
+        )
+        return [
+            "`trust_remote_code=True` is asked for because transformers 5 has no pipeline for question answering: the"
+            " one used here is the file `question_answering.py` of this repository, which imports numpy, torch and"
+            " transformers only. Read it first, and pin what you have read with `revision`.",
+            f"Contexts of any length are read in windows of {self.max_length} tokens that share"
+            f" {min(settings.stride, self.max_length // 2)}; questions are cut at"
+            f" {min(settings.max_question_tokens, self.max_length // 2)} tokens, and an answer has at most"
+            f" {settings.max_answer_tokens}.",
+            decision,
+            f"`score` is a softmax over the {settings.n_best} best parts of the context"
+            f"{' and no answer' if self.threshold is not None else ''}; `start` and `end` count characters of the"
+            " context. A blank question is a ValueError; a context without text has the empty answer.",
+        ]
+
+    def survey(self, splits: dict[str, Rows], features: dict[str, Features], tokenizer: Any) -> list[str]:
+        del tokenizer
+        said = []
+        for name, rows in splits.items():
+            found = features[name].scalars
+            windowed = int((np.bincount(found["row"], minlength=len(rows)) > 1).sum())
+            cut = len(np.unique(found["row"][found["truncated"]]))
+            lost = len(np.unique(found["row"][found["start"] < 0]))
+            parts = [f"{_open_questions(rows):,} without an answer", f"{windowed:,} longer than a window"]
+            parts += [f"{cut:,} with a question that is cut"] if cut else []
+            parts += [f"{lost:,} whose answer has no token, left out of the loss"] if lost else []
+            said.append(f"{name}: of {len(rows):,} questions, {', '.join(parts)}")
+        return said
+
+
+def _open_questions(rows: Rows) -> int:
+    """How many questions have no answer."""
+    lengths = pc.list_value_length(pc.struct_field(rows.table.column("answers"), "text"))
+    return int(pc.sum(pc.equal(lengths, 0)).as_py() or 0)
+
+
+def _gold(rows: Rows) -> list[list[str]]:
+    texts: list[list[str]] = pc.struct_field(rows.table.column("answers"), "text").to_pylist()
+    return texts
+
+
+def _answer_tokens(pieces: Pieces, context: str, answers: dict[str, Any]) -> tuple[int, int]:
+    """First and last token of the context that the first answer touches.
+
+    Both -1 for a question without an answer, and IGNORED where no token lies in the answer.
+    """
+    if not answers["text"]:
+        return -1, -1
+    text, start = answers["text"][0], answers["answer_start"][0]
+    inner = text.strip()
+    start += len(text) - len(text.lstrip())
+    first = int(np.searchsorted(pieces.ends, start, "right"))
+    last = int(np.searchsorted(pieces.starts, start + len(inner), "left")) - 1
+    inside = 0 <= start <= len(context) - len(inner) and first <= last
+    return (first, last) if inside else (IGNORED, IGNORED)
+
+
+def _targets(bounds: np.ndarray, columns: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Target tokens of the windows; bounds: what `_answer_tokens` says of the row of each, int64 (n, 2)."""
+    first, last = (bounds - columns["first"][:, None]).T
+    inside = (bounds[:, 0] >= 0) & (first >= 0) & (last < columns["size"])
+    lost = bounds[:, 0] == IGNORED
+    start, end = (
+        np.where(lost, IGNORED, np.where(inside, columns["at"] + place, columns["null"])) for place in (first, last)
+    )
+    return start, end
+
+
+def _ranked(outputs: dict[str, list[np.ndarray]], features: Features, rows: int) -> Ranked:
+    from finetune.inference.question_answering import rank
+
+    begin, stop = np.stack(outputs["start"]), np.stack(outputs["end"])
+    offsets = features.sequences["offset_start"].offsets[:-1, None]
+    start = features.sequences["offset_start"].values[offsets + begin]
+    end = features.sequences["offset_end"].values[offsets + stop]
+    null = np.array(outputs["null"], dtype=np.float64)
+    score = np.stack(outputs["score"]).astype(np.float64)
+    return rank(score, start, end, null, features.scalars["row"], rows)
+
+
+def _texts(ranked: Ranked, rows: Rows) -> list[dict[str, Any]]:
+    """start, end and answer of the best part of each context."""
+    from finetune.inference.question_answering import whole
+
+    bounds = zip(ranked.start[:, 0].tolist(), ranked.end[:, 0].tolist(), strict=True)
+    found = []
+    for batch in rows.batches(BLOCK):
+        for context in batch["context"]:
+            start, end = whole(context, *next(bounds))
+            found.append({"start": start, "end": end, "answer": context[start:end]})
+    return found
+
+
+def _nearest_sentences(rows: Rows) -> list[str]:
+    """The sentence of each context that shares most words with the question; the first of several."""
+    found = []
+    for batch in rows.batches(BLOCK):
+        for question, context in zip(batch["question"], batch["context"], strict=True):
+            words = set(re.findall(r"\w+", question.lower()))
+            sentences = re.split(r"(?<=[.!?])\s+", context)
+            found.append(max(sentences, key=lambda one: len(words & set(re.findall(r"\w+", one.lower())))))
+    return found
