@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune import labels
+from finetune import gold_answers, labels
 from finetune.data import subset
 from finetune.findings import SHOWN_ROWS, Findings, blocks
 from finetune.recipe import Recipe
@@ -36,6 +36,7 @@ def examine(recipe: Recipe, splits: dict[str, Rows]) -> Findings:
     labels.check_types(findings)
     if not findings.problems:
         labels.check_values(recipe, findings)
+    gold_answers.check(recipe, findings)
     _dropped(findings)
     _empty(findings)
     _ids(recipe, findings)

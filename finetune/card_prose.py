@@ -12,8 +12,9 @@ from finetune.record import ModelFacts, RunRecord
 
 __all__ = ["limitations", "purpose", "uses"]
 
+QUESTIONS = "question-answering"  # there texts are read in windows, and only questions are cut
 PURPOSES = {  # the pipeline's word -> what the model does
-    "question-answering": "it finds the part of a text that answers a question",
+    QUESTIONS: "it finds the part of a text that answers a question",
     "summarization": "it writes a summary of a text",
     "text2text-generation": "it writes a text from a text",
     "token-classification": "it marks words of a text with the labels below",
@@ -82,17 +83,19 @@ def _cut(recipe: Recipe, record: RunRecord) -> Iterator[str]:
         for name, facts in record.data.items()
         if facts.rows and facts.truncated
     ]
-    if cut:
+    if cut and record.model and record.model.pipeline == QUESTIONS:
+        yield f"{_listed(cut)} had a question that was cut, as said above: what comes later in it has no influence."
+    elif cut:
         yield (
             f"{_listed(cut)} were longer than {recipe.data.max_length} tokens and were cut there: what comes later in a"
             " text has no influence."
         )
-    elif any(facts.windows is not None and facts.windows > facts.rows for facts in record.data.values()):
+    if any(facts.windows is not None and facts.windows > facts.rows for facts in record.data.values()):
         yield (
             f"Texts longer than {recipe.data.max_length} tokens were read in windows: what connects words further apart"
             " than that has no influence."
         )
-    elif record.data:
+    elif record.data and not cut:
         yield f"No text in the data was longer than {recipe.data.max_length} tokens; longer ones are untested."
 
 

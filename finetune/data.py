@@ -32,6 +32,7 @@ __all__ = ["cache_folder", "encode", "load", "subset"]
 
 FORMAT = 1  # of cache entries; another number leaves the old ones aside
 ENCODE_ROWS = 2000
+ENCODE_BYTES = 8 << 20  # of rows; their features take several times as much
 COPY_BYTES = 64 << 20  # a larger selection of rows goes to disk
 
 
@@ -238,7 +239,7 @@ def encode(rows: Rows, task: Encoder, tokenizer: Any, tokenizer_key: str) -> Fea
         writer = FeatureWriter(folder)
         start = 0
         try:
-            for batch in rows.batches(ENCODE_ROWS):
+            for batch in rows.batches(ENCODE_ROWS, ENCODE_BYTES):
                 encoded = dict(task.encode(batch, tokenizer))
                 encoded["row"] = np.asarray(encoded["row"], dtype=np.int64) + start
                 encoded["truncated"] = np.asarray(encoded["truncated"], dtype=bool)

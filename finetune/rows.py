@@ -41,11 +41,11 @@ class Rows:
         values: list[Any] = self.table.column(role).to_pylist()
         return values
 
-    def batches(self, size: int) -> Iterator[dict[str, list[Any]]]:
-        """Blocks of at most `size` rows, in order: role -> Python values."""
+    def batches(self, size: int, max_bytes: int | None = None) -> Iterator[dict[str, list[Any]]]:
+        """Blocks of at most `size` rows, in order: role -> Python values; fewer rows where these pass `max_bytes`."""
         for start in range(0, len(self), size):
-            block = self.table.slice(start, size)
-            yield {name: block.column(name).to_pylist() for name in block.column_names}
+            for block in _halved(self.table.slice(start, size), max_bytes):
+                yield {name: block.column(name).to_pylist() for name in block.column_names}
 
     def take(self, index: np.ndarray) -> Rows:
         """The rows at `index` (integers, any order, repeats allowed), with a fingerprint of their own.
@@ -78,6 +78,15 @@ def take_batches(table: pa.Table, index: np.ndarray) -> Iterator[pa.RecordBatch]
         if low < high:
             yield batch.take(pa.array(index[low:high] - start))
         start += batch.num_rows
+
+
+def _halved(table: pa.Table, max_bytes: int | None) -> Iterator[pa.Table]:
+    if max_bytes is None or table.num_rows < 2 or table.nbytes <= max_bytes:
+        yield table
+        return
+    middle = table.num_rows // 2
+    yield from _halved(table.slice(0, middle), max_bytes)
+    yield from _halved(table.slice(middle), max_bytes)
 
 
 def _take(table: pa.Table, index: np.ndarray) -> pa.Table:

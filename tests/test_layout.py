@@ -31,7 +31,7 @@ tasks.sequence
 tasks.tagging tasks.words tasks.windows tasks.grouping tasks.gold tasks.tag_facts tasks.tagger tasks.token
 tasks.span tasks.decoding tasks.seq2seq tasks
 problems readers conll values columns parse files hub splits data
-findings labels audit
+findings labels gold_answers audit
 dropout attention decoder pretrained model
 batching
 optim
