@@ -205,7 +205,7 @@ def push(
     verify(folder, record, events)
     modules = inference_modules(folder)
     events.message(f"pushing to {repo_id}")
-    repeat = f"finetune push {folder.path}"
+    repeat = f"finetune push {folder.path} --repo-id {repo_id} --{'private' if private else 'public'}"
     published = publish.push(folder.export, repo_id, private, create_pr=create_pr, modules=modules, repeat=repeat)
     record.published = published
     folder.write_record(record)
