@@ -46,6 +46,7 @@ def evaluate(
     name = _split(split, splits)
     task = _task(recipe, task_class, loaded, splits, labels or {}, checkpoint)
     task.max_length = pretrained.longest_input(loaded.model.config, loaded.tokenizer, recipe.data.max_length)
+    task.fit_to(loaded.model.config, loaded.tokenizer)
     chosen = {name: splits[name]}
     features = preparation.encode(chosen, task, loaded.tokenizer, events)
     accelerator = session.build_accelerator("fp32")

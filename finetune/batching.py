@@ -7,6 +7,7 @@ rows of similar length (little padding) and come in random order.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 __all__ = ["Plan", "epoch_batches", "random_key", "share_of_rank", "sorted_batches"]
 
 POOL_BATCHES = 100  # batches that are sorted by length together: enough for little padding, few enough to stay random
+POOL_BATCHES_OF_SEVERAL = 400  # where source and target are padded apart, both must be alike
 
 
 def epoch_batches(
@@ -21,22 +23,56 @@ def epoch_batches(
 ) -> list[np.ndarray]:
     """The global batches of one epoch, in order; each int64 (rows of the step,), longest row first.
 
-    lengths: tokens of each feature, int (n,). Exactly one of `batch_size` (rows of a step) and `batch_tokens` (slots
-    of a step, padding included) is given. Every row comes once; one batch may be smaller than the others.
+    lengths: tokens of each feature, int (n,), or (n, k) where k tensors are padded apart. Exactly one of `batch_size`
+    (rows of a step) and `batch_tokens` (slots of a step, padding included) is given. Every row comes once; one batch
+    may be smaller than the others.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
-    pool = POOL_BATCHES * (batch_size or max(1, batch_tokens // max(1, int(np.mean(lengths)))))  # type: ignore[operator]
+    widths = lengths.reshape(len(lengths), -1)
+    several = widths.shape[1] > 1
+    typical = batch_size or max(1, batch_tokens // max(1, int(widths.sum(axis=1).mean())))  # type: ignore[operator]
+    pool = typical * (POOL_BATCHES_OF_SEVERAL if several else POOL_BATCHES)
+    total = widths.sum(axis=1)
     batches: list[np.ndarray] = []
     for start in range(0, len(order), pool):
         rows = order[start : start + pool]
-        rows = rows[np.argsort(-lengths[rows], kind="stable")]
-        batches += _cut(rows, lengths, batch_size, batch_tokens)
+        rows = rows[np.argsort(-total[rows], kind="stable")]
+        if not several:
+            batches += _cut(rows, total, batch_size, batch_tokens)
+            continue
+        for alike in _alike(rows, widths, typical):
+            batches += _cut(alike[np.argsort(-total[alike], kind="stable")], widths, batch_size, batch_tokens)
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
+def _alike(rows: np.ndarray, widths: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Groups of `size` rows (one may be smaller) that are alike in each of their widths (n, k).
+
+    Cuts the rows in two, again and again, each time along the width and at the place that leaves the fewest slots.
+    """
+    batches = -(-len(rows) // size)
+    if batches <= 1:
+        yield rows
+        return
+    best, found = np.inf, (rows, 1)
+    for column in range(widths.shape[1]):
+        rest = np.delete(widths[rows], column, axis=1).sum(axis=1)
+        ordered = rows[np.lexsort((-rest, -widths[rows, column]))]
+        for cut in sorted({max(1, batches * share // 8) * size for share in (1, 2, 4, 6)}):
+            slots = sum(len(part) * int(widths[part].max(axis=0).sum()) for part in (ordered[:cut], ordered[cut:]))
+            if slots < best:
+                best, found = slots, (ordered, cut)
+    ordered, cut = found
+    yield from _alike(ordered[:cut], widths, size)
+    yield from _alike(ordered[cut:], widths, size)
+
+
 def _cut(rows: np.ndarray, lengths: np.ndarray, size: int | None, tokens: int | None) -> list[np.ndarray]:
-    """Cut rows, sorted longest first, into batches of `size` rows, or of at most `tokens` slots."""
+    """Cut rows, sorted longest first, into batches of `size` rows, or of at most `tokens` slots.
+
+    lengths: (n,), or (n, k) where k tensors are padded apart.
+    """
     if size is not None:
         # The smaller batch, if any, takes the shortest rows.
         return [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -44,7 +80,9 @@ def _cut(rows: np.ndarray, lengths: np.ndarray, size: int | None, tokens: int | 
     batches = []
     start = 0
     while start < len(rows):
-        count = max(1, tokens // max(1, int(lengths[rows[start]])))
+        rest = lengths[rows[start:]].reshape(len(rows) - start, -1)[: tokens + 1]
+        slots = np.maximum.accumulate(rest, axis=0).sum(axis=1) * np.arange(1, len(rest) + 1)
+        count = max(1, int(np.searchsorted(slots, tokens, side="right")))
         batches.append(rows[start : start + count])
         start += count
     return batches
@@ -85,7 +123,7 @@ def random_key(*parts: int | str) -> int:
 class Plan:
     """All steps of a run. `steps` counts optimizer steps; step k (from 0) trains `rows(k)`."""
 
-    lengths: np.ndarray
+    lengths: np.ndarray  # as epoch_batches takes them
     batch_size: int | None
     batch_tokens: int | None
     seed: int

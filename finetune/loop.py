@@ -27,7 +27,7 @@ from finetune.features import Features
 from finetune.recipe import TrainBlock
 from finetune.rows import Rows
 from finetune.signals import StopFlag
-from finetune.tasks.base import Task
+from finetune.tasks.base import Batch, Task
 
 __all__ = ["Fit", "fit", "predict", "predict_here", "restore", "snapshot", "trainable_weights"]
 
@@ -60,14 +60,14 @@ class Fit:
     restore_model: Callable[[], None] = lambda: None  # undoes what was changed in the model to train it faster
     best: dict[str, torch.Tensor] | None = None
     counts: np.ndarray = field(init=False)
-    lengths: np.ndarray = field(init=False)
+    widths: np.ndarray = field(init=False)  # tokens of each feature, (n, k)
     warmup: int = field(init=False)
     skips: int = 0  # consecutive, fp16
     first_step_time: float | None = None  # when this process had made its first step, seconds since the epoch
 
     def __post_init__(self) -> None:
         self.counts = self.task.counts(self.features)
-        self.lengths = self.features.lengths
+        self.widths = self.task.widths(self.features)
         self.warmup = optim.warmup_steps(self.settings.warmup, self.plan.steps)
 
 
@@ -222,7 +222,7 @@ def _count(run: Fit, rows: np.ndarray) -> None:
     progress.step += 1
     progress.window_steps += 1
     progress.examples += len(rows)
-    progress.tokens += int(run.lengths[rows].sum())
+    progress.tokens += int(run.widths[rows].sum())
     progress.slots += _slots(run, rows)
     ids = run.rows.table.column("id").take(run.features.scalars["row"][rows]).to_pylist()
     text = progress.sample_log_sha256 + "\n".join(ids)
@@ -235,7 +235,7 @@ def _slots(run: Fit, rows: np.ndarray) -> int:
     pieces = [
         p for r in range(world) for p in batching.share_of_rank(rows, r, world, run.progress.micro_rows) if len(p)
     ]
-    return sum(len(piece) * int(run.lengths[piece].max()) for piece in pieces)
+    return sum(len(piece) * int(run.widths[piece].max(axis=0).sum()) for piece in pieces)
 
 
 # -------------------------------------------------------------------------------------------- between the steps
@@ -360,7 +360,8 @@ def predict_here(
 ) -> dict[str, list[np.ndarray]]:
     """`predict` on this process alone, one feature at a time, as a pipeline does."""
     batches = batching.sorted_batches(features.lengths, 1, 1)
-    return _in_order(list(_outputs(model, task, features, tokenizer, batches, device, None)), len(features))
+    found = _outputs(model, task, features, tokenizer, batches, device, None, predict=task.predict_case)
+    return _in_order(list(found), len(features))
 
 
 def _outputs(
@@ -371,11 +372,12 @@ def _outputs(
     batches: list[np.ndarray],
     device: torch.device,
     on_batch: Callable[[int, int], None] | None,
+    predict: Callable[[Any, Batch], dict[str, torch.Tensor]] | None = None,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     done, total = 0, sum(map(len, batches))
     for index in batches:
         with torch.inference_mode():
-            outputs = task.predict(model, task.collate(features, index, tokenizer).to(device))
+            outputs = (predict or task.predict)(model, task.collate(features, index, tokenizer).to(device))
         yield index, {name: value.cpu().numpy() for name, value in outputs.items()}
         done += len(index)
         if on_batch is not None:

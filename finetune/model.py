@@ -111,7 +111,7 @@ def _classes(auto: Any, config: Any) -> tuple[Any, ...]:
 def _load(
     auto: Any, checkpoint: Checkpoint, config: Any, *, ignore_mismatched_sizes: bool
 ) -> tuple[Any, dict[str, Any]]:
-    arguments = LOADING | {"dtype": torch.float32, "ignore_mismatched_sizes": ignore_mismatched_sizes}
+    arguments: dict[str, Any] = LOADING | {"dtype": torch.float32, "ignore_mismatched_sizes": ignore_mismatched_sizes}
     with quiet_transformers():
         try:
             if (other := checkpoint.decoder) is not None:

@@ -46,6 +46,7 @@ def prepare(recipe: Recipe, events: Events) -> Prepared:
         wanted = [*(recipe.evaluate.metrics or []), recipe.evaluate.select_on or task.default_metric()]
         metrics.check_names([name for name in wanted if name != "loss"], task.metric_kind)
     task.max_length = pretrained.longest_input(config, tokenizer, recipe.data.max_length)
+    task.fit_to(config, tokenizer)
     features = encode(findings.splits, task, tokenizer, events)
     notes = [*findings.notes, *task.survey(findings.splits, features, tokenizer)]
     return Prepared(recipe, found, config, tokenizer, task, findings.splits, features, notes)

@@ -6,12 +6,13 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import transformers
 
+from finetune import decoder
 from finetune.errors import ModelError
 from finetune.recipe import Recipe, is_local
 from finetune.tasks.base import Task
@@ -38,6 +39,7 @@ class Checkpoint:
     name: str
     folder: Path
     revision: str | None = None
+    decoder: Checkpoint | None = None  # where the decoder that an encoder is given starts from
 
 
 def find_checkpoint(recipe: Recipe) -> Checkpoint:
@@ -46,7 +48,16 @@ def find_checkpoint(recipe: Recipe) -> Checkpoint:
     checkpoint = locate(block.checkpoint, block.revision, recipe.locate)
     if block.sha256 is not None:
         _check_sha256(checkpoint, block.sha256)
-    return checkpoint
+    if block.decoder is None:
+        return checkpoint
+    return replace(checkpoint, decoder=checkpoint if block.decoder == "same" else _decoder(block.decoder, recipe))
+
+
+def _decoder(name: str, recipe: Recipe) -> Checkpoint:
+    try:
+        return locate(name, None, recipe.locate)
+    except ModelError as error:
+        raise ModelError(str(error).replace("model.checkpoint", "model.decoder")) from error
 
 
 def locate(name: str, revision: str | None = None, resolve: Callable[[str], Path] = Path) -> Checkpoint:
@@ -123,7 +134,20 @@ def file_sha256(path: Path) -> str:
 
 
 def read_config(checkpoint: Checkpoint, task: type[Task] | Task, *, needs_weights: bool = True) -> Any:
-    """The checkpoint's config, after all checks that need no weights. Raises ModelError."""
+    """The checkpoint's config, after all checks that need no weights. Raises ModelError.
+
+    With a decoder from elsewhere it is the config of both together.
+    """
+    config = _own_config(checkpoint, needs_weights)
+    if checkpoint.decoder is not None:
+        own = config if checkpoint.decoder == checkpoint else _own_config(checkpoint.decoder, needs_weights)
+        config = decoder.join(config, own, (checkpoint.name, checkpoint.decoder.name))
+    if type(config) not in getattr(transformers, task.auto_class)._model_mapping:
+        raise ModelError(task.unfit(checkpoint.name, config))
+    return config
+
+
+def _own_config(checkpoint: Checkpoint, needs_weights: bool) -> Any:
     folder = checkpoint.folder
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "auto_map" in raw:
@@ -138,24 +162,25 @@ def read_config(checkpoint: Checkpoint, task: type[Task] | Task, *, needs_weight
             " a revision that has safetensors (on the Hub often refs/pr/…)"
         )
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
         kind = raw.get("model_type")
         raise ModelError(
             f"model.checkpoint: {checkpoint.name} is of type {kind!r}, which transformers {transformers.__version__}"
             f" cannot load ({str(error).splitlines()[0]})"
         ) from error
-    auto = getattr(transformers, task.auto_class)
-    if type(config) not in auto._model_mapping:
-        raise ModelError(
-            f"model.checkpoint: {checkpoint.name} is of type {config.model_type!r}, and transformers has no"
-            f" {task.auto_class.removeprefix('AutoModelFor')} head for it; choose an architecture that has one"
-        )
-    return config
 
 
 def load_tokenizer(checkpoint: Checkpoint, config: Any) -> Any:
     """The checkpoint's tokenizer, with a padding token. Raises ModelError."""
+    tokenizer = _own_tokenizer(checkpoint, config)
+    if checkpoint.decoder is not None:
+        same = checkpoint.decoder.folder == checkpoint.folder
+        decoder.mark(config, tokenizer, None if same else _own_tokenizer(checkpoint.decoder, config.decoder))
+    return tokenizer
+
+
+def _own_tokenizer(checkpoint: Checkpoint, config: Any) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             checkpoint.folder, trust_remote_code=False, local_files_only=True
@@ -196,16 +221,14 @@ def longest_input(config: Any, tokenizer: Any, wanted: int) -> int:
 
     A RoBERTa-like model loses `padding index + 1` of its positions (transformers `create_position_ids_from_input_ids`).
     """
-    text = config.get_text_config()
+    text = getattr(config, "encoder", None) or config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     relative = getattr(text, "position_embedding_type", "absolute") != "absolute" or hasattr(
         text, "relative_attention_num_buckets"
     )
     limits = [wanted, tokenizer.model_max_length]
     if positions and positions > 0 and not relative:
-        offset = (
-            text.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS and text.pad_token_id is not None else 0
-        )
+        offset = text.pad_token_id + 1 if text.model_type in _OFFSET_POSITIONS and text.pad_token_id is not None else 0
         limits.append(positions - offset)
     return int(min(limits))
 

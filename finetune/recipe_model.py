@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from finetune.recipe_blocks import DataBlock, ModelBlock, TrainBlock
-from finetune.recipe_types import Block, Count, Expect, Switch, Text, is_local
+from finetune.recipe_types import Block, Count, Expect, Positive, Switch, Text, is_local
 from finetune.yaml_lines import dump
 
 __all__ = [
@@ -37,6 +37,20 @@ class GenerationBlock(Block):
     """Beams of the beam search; 1: greedy."""
     max_new_tokens: Count | None = None
     """Longest output in tokens; null: data.max_target_length."""
+    do_sample: Switch = False
+    """Draw outputs at random instead of searching for the most probable one."""
+    temperature: Positive | None = None
+    """Of sampling: below 1 sharper, above 1 flatter; null: 1."""
+    top_k: Count | None = None
+    """Of sampling: draw from so many most probable tokens; null: from all that top_p leaves."""
+    top_p: Annotated[float | None, Field(gt=0, le=1), Expect("a number above 0 and at most 1")] = None
+    """Of sampling: draw from the most probable tokens that together reach this probability; null: from all."""
+    length_penalty: Annotated[float | None, Expect("a number")] = None
+    """Of the beam search: above 0 favours long outputs, below 0 short ones; null: as in the checkpoint."""
+    no_repeat_ngram_size: Count | None = None
+    """No sequence of so many tokens comes twice in an output; null: as in the checkpoint."""
+    references: Annotated[Literal["raw", "tokenizer"], Expect("raw or tokenizer")] = "raw"
+    """Compare outputs with the targets as they are, or with what the tokenizer keeps of them (no upper case, …)."""
     pipeline: Annotated[
         Literal["summarization", "translation", "text2text-generation"],
         Expect("summarization, translation or text2text-generation"),
@@ -183,7 +197,10 @@ class Recipe(Block):
             if isinstance(data, str)
             else {k: self._rebased(v, folder) for k, v in data.items()}
         )
-        model = self.model.model_copy(update={"checkpoint": self._rebased(self.model.checkpoint, folder)})
+        places = {"checkpoint": self._rebased(self.model.checkpoint, folder)}
+        if self.model.decoder not in (None, "same"):
+            places["decoder"] = self._rebased(str(self.model.decoder), folder)
+        model = self.model.model_copy(update=places)
         moved = self.model_copy(update={"data": self.data.model_copy(update={"path": paths}), "model": model})
         moved._source = folder / "recipe.yaml"
         return moved

@@ -40,6 +40,7 @@ def check(recipe: Recipe) -> Iterator[Finding]:
         _columns,
         _training,
         _evaluation,
+        _generation,
         _hub,
         _output,
     ):
@@ -233,6 +234,23 @@ def _training(recipe: Recipe) -> Iterator[Finding]:
     if isinstance(size, int) and train.batch_size is not None and size > train.batch_size:
         text = f"larger than train.batch_size ({train.batch_size}), found {size}; make it smaller, or auto"
         yield Finding("train.micro_batch_size", text, ("train.batch_size",))
+
+
+def _generation(recipe: Recipe) -> Iterator[Finding]:
+    found = recipe.evaluate.generation
+    if found is None:
+        return
+    key = "evaluate.generation"
+    for name in ("temperature", "top_k", "top_p"):
+        if getattr(found, name) is not None and not found.do_sample:
+            yield Finding(f"{key}.{name}", "has no effect without do_sample: true; add it", (f"{key}.do_sample",))
+    if found.length_penalty is not None and found.num_beams == 1:
+        yield Finding(f"{key}.length_penalty", "has no effect with num_beams: 1; remove it", (f"{key}.num_beams",))
+    if found.loss_only:
+        for name in ("select_on", "metrics"):
+            if getattr(recipe.evaluate, name) is not None:
+                text = "has no effect with generation.loss_only: nothing is generated to score; remove one of the two"
+                yield Finding(f"evaluate.{name}", text, (f"{key}.loss_only",))
 
 
 def _evaluation(recipe: Recipe) -> Iterator[Finding]:

@@ -41,6 +41,7 @@ ROLES = {task: _roles(task) for task in ROLE_SETS}
 
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     "model.decoder": ("seq2seq",),
+    "model.keep_head": ("sequence", "token", "span"),
     "data.prefix": ("seq2seq",),
     "data.languages": ("seq2seq",),
     "data.max_target_length": ("seq2seq",),

@@ -278,7 +278,7 @@ def _choose(job: Job, ready: Prepared, net: Any, carried: dict[str, Any]) -> dic
     """What `auto` decides: measured once, reused by every resume."""
     settings = job.recipe.train
     assert settings is not None
-    plan = make_plan(ready.features["train"], settings)
+    plan = make_plan(ready.task, ready.features["train"], settings)
     chosen = carried.get("chosen") or choose(
         settings, plan, net, ready.task, ready.features["train"], ready.tokenizer, job.state
     )
@@ -316,7 +316,7 @@ def _fit(
         tokenizer=ready.tokenizer,
         features=ready.features["train"],
         rows=ready.splits["train"],
-        plan=make_plan(ready.features["train"], settings),
+        plan=make_plan(ready.task, ready.features["train"], settings),
         settings=settings,
         progress=progress,
         stop=job.stop,

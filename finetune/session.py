@@ -36,10 +36,10 @@ def agree_on(value: Any, state: PartialState | Accelerator) -> Any:
     return box[0]
 
 
-def make_plan(features: Features, settings: TrainBlock) -> Plan:
+def make_plan(task: Task, features: Features, settings: TrainBlock) -> Plan:
     """All steps of the run."""
     return Plan(
-        lengths=features.lengths,
+        lengths=task.widths(features),
         batch_size=settings.batch_size if settings.batch_tokens is None else None,
         batch_tokens=settings.batch_tokens,
         seed=settings.seed,
@@ -65,7 +65,7 @@ def choose(
 def _micro_rows(settings: TrainBlock, plan: Plan, processes: int) -> int:
     if settings.micro_batch_size != "auto":
         return int(settings.micro_batch_size)
-    longest = max(1, int(plan.lengths.max()))
+    longest = max(1, int(plan.lengths.max(axis=0).sum()))
     rows = MICRO_SLOTS // longest
     return max(1, rows if settings.batch_size is None else min(rows, -(-settings.batch_size // processes)))
 

@@ -50,7 +50,8 @@ Checked = tuple[str, str, Any]  # kind and text of the problem ("" for none), va
 
 
 def _bad_texts(role: str, values: list[Any]) -> Bad:
-    if set(map(type, values)) <= {str} and max(map(len, values), default=0) <= MAX_CHARACTERS:
+    blank = role == "target" and not all(isinstance(value, str) and value.strip() for value in values)
+    if not blank and set(map(type, values)) <= {str} and max(map(len, values), default=0) <= MAX_CHARACTERS:
         return {place: _nul(role) for place, value in enumerate(values) if "\0" in value}
     bad: Bad = {}
     for place, value in enumerate(values):
@@ -62,6 +63,8 @@ def _bad_texts(role: str, values: list[Any]) -> Bad:
             bad[place] = ("too long", _too_long(role, len(value)))
         elif "\0" in value:
             bad[place] = _nul(role)
+        elif blank and not value.strip():
+            bad[place] = ("empty target", f"{role}: empty; expected the text to be written")
     return bad
 
 

@@ -49,7 +49,7 @@ class Session:
             tokenizer=ready.tokenizer,
             features=ready.features["train"],
             rows=ready.splits["train"],
-            plan=session.make_plan(ready.features["train"], settings),
+            plan=session.make_plan(ready.task, ready.features["train"], settings),
             settings=settings,
             progress=Progress(micro_rows=int(settings.micro_batch_size)),
             stop=Stop(stop_after),

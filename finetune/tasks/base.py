@@ -69,7 +69,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     auto_class: ClassVar[str]  # the transformers Auto class that carries the head
-    head: ClassVar[str]  # how the names of architectures with this head end
+    head: ClassVar[str | tuple[str, ...]]  # how the names of architectures with this head end
     text_role: ClassVar[str]  # the role that holds the text the model reads
     pipeline: str  # the word for transformers.pipeline and for the card
     labels: list[str]
@@ -77,6 +77,7 @@ class Task(ABC):
     problem: str | None = None
     metric_kind: Kind | None = None  # which table of `finetune.scoring.names` holds the task's metrics
     labels_must_match: bool = True  # a checkpoint's label names against those of the data, when only evaluating
+    renews_head: ClassVar[bool] = True  # the head that a checkpoint comes with was trained for something else
 
     @classmethod
     @abstractmethod
@@ -86,6 +87,22 @@ class Task(ABC):
         Raises DataError with every problem of the labels in all splits.
         """
 
+    @classmethod
+    def in_backbone(cls, model: Any, name: str) -> bool:
+        """Whether a weight of the model must come from the checkpoint; all others belong to the head."""
+        return name.startswith(f"{model.base_model_prefix}.")
+
+    @classmethod
+    def unfit(cls, name: str, config: Any) -> str:
+        """What to say of checkpoint `name`, whose architecture cannot carry this head."""
+        return (
+            f"model.checkpoint: {name} is of type {config.model_type!r}, and transformers has no"
+            f" {cls.auto_class.removeprefix('AutoModelFor')} head for it; choose an architecture that has one"
+        )
+
+    def fit_to(self, config: Any, tokenizer: Any) -> None:  # noqa: B027  (most heads need nothing of them)
+        """Take what only the checkpoint knows; called once, before rows are encoded. Raises ModelError."""
+
     @abstractmethod
     def encoding_key(self) -> str:
         """JSON of all settings that change what `encode` returns."""
@@ -93,6 +110,10 @@ class Task(ABC):
     @abstractmethod
     def encode(self, batch: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
         """k rows to n >= k features: lists of ints for sequences, numbers for scalars; `row` and `truncated` always."""
+
+    def widths(self, features: Features) -> np.ndarray:
+        """Tokens of each feature, int (n, k): one column for each tensor that a batch pads on its own."""
+        return features.lengths[:, None]
 
     @abstractmethod
     def counts(self, features: Features) -> np.ndarray:
@@ -109,6 +130,10 @@ class Task(ABC):
     @abstractmethod
     def predict(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Run the model; what `decode` needs of it, reduced on the device. Each tensor has the batch axis first."""
+
+    def predict_case(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """As `predict`, for the cases of `verify`: the same each time it is called."""
+        return self.predict(model, batch)
 
     @abstractmethod
     def decode(self, outputs: dict[str, list[np.ndarray]], features: Features, rows: Rows) -> Predictions:

@@ -1,0 +1,358 @@
+"""The sequence-to-sequence head: a text to another text, by an encoder-decoder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from finetune import metrics
+from finetune.errors import ModelError
+from finetune.features import Features
+from finetune.record import Interval, SplitResults
+from finetune.rows import Rows
+from finetune.tasks import decoding
+from finetune.tasks.base import Batch, Case, Predictions, Task, encode_texts
+
+if TYPE_CHECKING:
+    import torch
+
+    from finetune.recipe import Recipe
+
+__all__ = ["Seq2SeqTask"]
+
+IGNORED = -100  # the label of padding, as transformers and torch write it
+CLASSES = {
+    "summarization": "SummarizationPipeline",
+    "translation": "TranslationPipeline",
+    "text2text-generation": "Text2TextGenerationPipeline",
+}
+METRICS = {
+    "summarization": ("rougeL", "rouge1", "rouge2"),
+    "translation": ("bleu", "chrf"),
+    "text2text-generation": ("chrf", "exact_match", "bleu"),
+}
+"""The metrics of a recipe that names none; the first of them selects the best checkpoint."""
+
+
+class Seq2SeqTask(Task):
+    """Text to text: summarization, translation and everything else of that kind."""
+
+    name: ClassVar[str] = "seq2seq"
+    auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    head: ClassVar[tuple[str, ...]] = ("ForConditionalGeneration", "MarianMTModel", "EncoderDecoderModel")
+    text_role: ClassVar[str] = "source"
+    labels_must_match = False
+    renews_head: ClassVar[bool] = False  # what the decoder's head has learned is what fine-tuning builds on
+
+    tokenizer: Any
+    start: int | None  # the token that the decoder begins with
+    wraps: bool  # it begins with the last token of the target instead
+    marks: dict[str, int]  # what `generate` needs for the target language
+
+    def __init__(self, recipe: Recipe) -> None:
+        assert recipe.evaluate.generation is not None
+        assert recipe.data.max_target_length is not None
+        self.labels: list[str] = []
+        self.settings = recipe.evaluate.generation
+        self.pipeline = self.settings.pipeline
+        self.max_length = recipe.data.max_length
+        self.max_target_length = recipe.data.max_target_length
+        self.prefix = recipe.data.prefix
+        self.languages = recipe.data.languages
+        self.smoothing = recipe.train.label_smoothing if recipe.train is not None else 0.0
+        self.metrics = list(recipe.evaluate.metrics or METRICS[self.pipeline])
+
+    @classmethod
+    def from_rows(cls, recipe: Recipe, splits: dict[str, Rows], labels: Sequence[str] | None = None) -> Self:
+        del splits, labels
+        return cls(recipe)
+
+    # ---------------------------------------------------------------- the checkpoint
+
+    @classmethod
+    def in_backbone(cls, model: Any, name: str) -> bool:
+        if not hasattr(model, "decoder"):  # T5, BART and their relatives: all but the head is one pretrained model
+            return "lm_head." not in name and not name.startswith("final_logits_bias")
+        new = ("crossattention", "cross_attn", "crossattn", "enc_to_dec_proj")
+        own = f"decoder.{model.decoder.base_model_prefix}."
+        return name.startswith(("encoder.", own)) and not any(part in name for part in new)
+
+    @classmethod
+    def unfit(cls, name: str, config: Any) -> str:
+        import transformers
+
+        encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+        if encoder:
+            return (
+                f"model.checkpoint: {name} is an encoder ({config.model_type!r}), it writes no text; give it a decoder:"
+                " add model.decoder: same (or a checkpoint with the same vocabulary), or start from an encoder-decoder"
+                " such as T5, BART or Marian"
+            )
+        return (
+            f"model.checkpoint: {name} is of type {config.model_type!r}, which has no encoder; text to text is trained"
+            " on encoder-decoders (T5, BART, Marian, mBART, …), or on an encoder with model.decoder: same"
+        )
+
+    def fit_to(self, config: Any, tokenizer: Any) -> None:
+        own = getattr(config, "decoder", None) or config
+        positions = getattr(own, "max_position_embeddings", None)
+        if positions and not hasattr(own, "relative_attention_num_buckets"):
+            self.max_target_length = min(self.max_target_length, positions - 2)
+        self.tokenizer = tokenizer
+        self.marks = decoding.set_languages(tokenizer, self.languages) if self.languages else {}
+        self.start, self.wraps = getattr(config, "decoder_start_token_id", None), config.model_type in decoding.WRAPPING
+        if self.start is None and not self.wraps:
+            raise ModelError("model.checkpoint: its config.json names no decoder_start_token_id; the decoder needs one")
+
+    # ---------------------------------------------------------------- rows to tensors
+
+    def encoding_key(self) -> str:
+        keys = {"task": self.name, "prefix": self.prefix, "languages": self.languages, "start": self.start}
+        lengths = {"max_length": self.max_length, "max_target_length": self.max_target_length}
+        return json.dumps(keys | lengths, sort_keys=True)
+
+    def encode(self, batch: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
+        sources = [f"{self.prefix}{text}" for text in batch["source"]] if self.prefix else batch["source"]
+        ids, _, truncated = encode_texts(tokenizer, sources, None, self.max_length)
+        labels, cut = self._targets(batch["target"], tokenizer)
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "row": range(len(ids)),
+            "truncated": truncated,
+            "target_truncated": cut,
+        }
+
+    def _targets(self, texts: list[str], tokenizer: Any) -> tuple[list[list[int]], list[bool]]:
+        """Labels, and whether a target was cut at `max_target_length`.
+
+        A BERT-like tokenizer opens every text with the token that the decoder starts with anyway: it is left out.
+        """
+        found = tokenizer(text_target=texts, truncation=True, max_length=self.max_target_length)["input_ids"]
+        full = [number for number, ids in enumerate(found) if len(ids) >= self.max_target_length]
+        cut = [False] * len(texts)
+        if full:
+            whole = tokenizer(text_target=[texts[number] for number in full], verbose=False)["input_ids"]
+            for number, ids in zip(full, whole, strict=True):
+                cut[number] = len(ids) > self.max_target_length
+        return [ids[1:] if len(ids) > 1 and ids[0] == self.start else ids for ids in found], cut
+
+    def widths(self, features: Features) -> np.ndarray:
+        return np.stack([features.lengths, features.sequences["labels"].lengths], axis=1)
+
+    def counts(self, features: Features) -> np.ndarray:
+        return features.sequences["labels"].lengths.astype(np.float64)
+
+    def collate(self, features: Features, index: np.ndarray, tokenizer: Any) -> Batch:
+        import torch
+
+        source = torch.from_numpy(features.sequences["input_ids"].pad(index, tokenizer.pad_token_id))
+        lengths = torch.from_numpy(features.lengths[index].astype(np.int64))
+        labels = torch.from_numpy(features.sequences["labels"].pad(index, IGNORED))
+        inputs = {
+            "input_ids": source,
+            "attention_mask": (torch.arange(source.shape[1])[None, :] < lengths[:, None]).long(),
+            "decoder_input_ids": decoding.shift_right(labels, self.start, tokenizer.pad_token_id, self.wraps),
+        }
+        return Batch(inputs, {"labels": labels})
+
+    # ---------------------------------------------------------------- loss and predictions
+
+    def loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """Cross-entropy summed over the target tokens, with label smoothing (torch's definition)."""
+        import torch.nn.functional as F  # noqa: N812  (the name torch's own documentation uses)
+
+        logits, labels = outputs.logits, batch.targets["labels"]
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=self.smoothing,
+        )
+
+    def predict(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        found = {"loss": self._row_losses(model, batch)}
+        if not self.settings.loss_only:
+            self._instruct(model)
+            found["tokens"] = decoding.generate(model, batch.inputs)
+        return found
+
+    def predict_case(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        self._instruct(model)
+        tokens = decoding.generate(model, batch.inputs, **self._certain())
+        return {"loss": self._row_losses(model, batch), "tokens": tokens}
+
+    def _certain(self) -> dict[str, Any]:
+        """What makes an output repeatable."""
+        return {"do_sample": False} if self.settings.do_sample else {}
+
+    def _row_losses(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Mean over the target tokens of each row, without smoothing: fp32 (B,)."""
+        import torch.nn.functional as F  # noqa: N812
+
+        labels = batch.targets["labels"]
+        logits = model(**batch.inputs).logits.float()
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+        return losses.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp(min=1)
+
+    def _instruct(self, model: Any) -> None:
+        """Give the model the recipe's generation settings."""
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # within LoRA's wrapper
+        inner.generation_config = self._generation(inner.generation_config)
+
+    def _generation(self, base: Any) -> Any:
+        return decoding.generation_config(base, self.settings, self.max_target_length, self.marks, self.tokenizer)
+
+    def decode(self, outputs: dict[str, list[np.ndarray]], features: Features, rows: Rows) -> Predictions:
+        del features
+        arrays: dict[str, Any] = {"gold": rows.column("target"), "texts": None}
+        if "tokens" in outputs:
+            arrays["texts"] = self._texts([tokens.tolist() for tokens in outputs["tokens"]])
+        return Predictions(rows.column("id"), np.stack(outputs["loss"]).astype(np.float64), arrays)
+
+    def _texts(self, tokens: list[list[int]]) -> list[str]:
+        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return texts
+
+    def records(self, predictions: Predictions) -> list[dict[str, Any]]:
+        texts = predictions.arrays["texts"] or [None] * len(predictions.ids)
+        lines = zip(predictions.ids, predictions.arrays["gold"], texts, predictions.loss.tolist(), strict=True)
+        return [
+            {"id": name, "gold": gold, "prediction": text, "score": None, "loss": loss}
+            for name, gold, text, loss in lines
+        ]
+
+    # ---------------------------------------------------------------- scores
+
+    def default_metric(self) -> str:
+        return "loss" if self.settings.loss_only else METRICS[self.pipeline][0]
+
+    def score(self, predictions: Predictions, names: Sequence[str] | None = None) -> dict[str, Interval]:
+        texts = predictions.arrays["texts"]
+        wanted = [name for name in names or METRICS[self.pipeline] if name != "loss"]  # the loss is there anyway
+        if texts is None or not wanted:
+            return {}
+        return metrics.texts(wanted, self._references(predictions.arrays["gold"]), texts)
+
+    def _references(self, texts: list[str]) -> list[str]:
+        """The texts that outputs are compared with."""
+        return self._through_tokenizer(texts) if self.settings.references == "tokenizer" else texts
+
+    def _through_tokenizer(self, texts: list[str]) -> list[str]:
+        return self._texts(self.tokenizer(text_target=texts, verbose=False)["input_ids"])
+
+    def baselines(self, splits: dict[str, Rows]) -> dict[str, dict[str, SplitResults]]:
+        """The source itself as the output."""
+        if self.settings.loss_only:
+            return {}
+        found = {}
+        for name, rows in splits.items():
+            if name != "train":
+                gold, copies = (self._references(rows.column(role)) for role in ("target", "source"))
+                found[name] = SplitResults(n=len(rows), metrics=metrics.texts(self.metrics, gold, copies))
+        return {"copy_of_the_source": found}
+
+    def survey(self, splits: dict[str, Rows], features: dict[str, Features], tokenizer: Any) -> list[str]:
+        del tokenizer  # the one that fit_to was given
+        found = []
+        for split, one in features.items():
+            cut = int(one.scalars["target_truncated"].sum())
+            if cut:
+                what = f"{split}: of {len(one):,} targets, {cut:,} are longer than {self.max_target_length} tokens"
+                found.append(f"{what} and cut there; scores compare with the whole text")
+        name, rows = next(iter(splits.items()))
+        sample = rows.column("target")[:200]
+        changed = sum(a != b for a, b in zip(sample, self._through_tokenizer(sample), strict=True))
+        if changed:
+            found.append(
+                f"{name}: {changed} of the first {len(sample)} targets are not what they were after the tokenizer"
+                " (upper case, spaces or characters that it does not keep): the model can never write them; with"
+                " evaluate.generation.references: tokenizer, scores compare with what it can write"
+            )
+        return found
+
+    # ---------------------------------------------------------------- the published model
+
+    def configure(self, config: Any) -> None:
+        config.prefix = self.prefix
+        if self.languages is not None:
+            config.languages = dict(self.languages)
+        implementation = f"text_to_text.{CLASSES[self.pipeline]}"
+        config.custom_pipelines = {self.pipeline: {"impl": implementation, "pt": [self.auto_class]}}
+
+    def adopt(self, config: Any) -> None:
+        if self.prefix is None:
+            self.prefix = getattr(config, "prefix", None)
+        if self.languages is None:
+            self.languages = getattr(config, "languages", None)
+
+    def cases(self, rows: Rows, predictions: Predictions) -> list[Case]:
+        key = {"summarization": "summary_text", "translation": "translation_text"}.get(self.pipeline, "generated_text")
+        texts = zip(rows.column("source"), predictions.arrays["texts"], strict=True)
+        return [Case(source, self._certain(), [{key: text}]) for source, text in texts]
+
+    def snippet(self, rows: Rows) -> str:
+        del rows  # rows of the data set are not published
+        verb = {"summarization": "summarize", "translation": "translate"}.get(self.pipeline, "rewrite")
+        return (
+            "from transformers import pipeline\n\n"
+            f'{verb} = pipeline("{self.pipeline}", model="{{model}}", trust_remote_code=True)\n'
+            f'print({verb}("Your text."))'
+        )
+
+    @classmethod
+    def make_pipeline(cls, folder: Path, config: Any) -> Any:
+        import torch
+        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+        from finetune.inference import text_to_text
+
+        own = getattr(config, "custom_pipelines", None) or {}
+        word = next((word for word in CLASSES if word in own), "text2text-generation")
+        local = {"trust_remote_code": False, "local_files_only": True}
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **local)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+        return getattr(text_to_text, CLASSES[word])(model=model, tokenizer=tokenizer, task=word)
+
+    @classmethod
+    def input_problem(cls, row: dict[str, Any]) -> str | None:
+        if isinstance(row.get("source"), str):
+            return None
+        return f"expected a text under source, found the keys {', '.join(row)}"
+
+    @classmethod
+    def answers(cls, pipe: Any, rows: list[dict[str, Any]], batch_size: int) -> list[Any]:
+        outputs = pipe([row["source"] for row in rows], batch_size=batch_size)
+        return [output[f"{pipe.return_name}_text"] for output in outputs]
+
+    def notes(self) -> list[str]:
+        lines = [
+            f"The pipeline cuts texts at {self.max_length} tokens, as in training.",
+            decoding.stated(self.settings, self.max_target_length),
+            "Not for the pipeline `text-generation`: it would run, and silently cut what the model writes.",
+            "What the model writes can be wrong or made up, however fluent it is: check it against the source.",
+        ]
+        if self.prefix:
+            lines.insert(0, f"Give the bare text: the pipeline itself puts the prefix {self.prefix!r} before it.")
+        if self.settings.loss_only:
+            return lines
+        if self.settings.references == "tokenizer":
+            lines.append(
+                "The targets were passed through the tokenizer before they were compared: what it does not keep, such"
+                " as upper case, does not count."
+            )
+        return lines + [f"{name}: {how}." for name, how in metrics.signatures(self.metrics).items()]
+
+    def export(self, folder: Path) -> None:
+        from transformers import GenerationConfig
+
+        from finetune.inference import text_to_text
+
+        shutil.copyfile(str(text_to_text.__file__), folder / "text_to_text.py")
+        self._generation(GenerationConfig.from_pretrained(folder)).save_pretrained(folder)
