@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,54 +13,87 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from finetune.dropout import install_dropout, keep_mask, quantise
+from finetune.dropout import install_dropout, quantise, sign_mask
 
 __all__ = ["NAME", "attention", "install", "install_attention"]
 
 NAME = "cpu_training"  # of the attention in transformers' registry
 
 
+PIECE = 1 << 20  # scores in work at a time: their float32 fits a cache, and a long batch needs no more memory than that
+
+
 class _Attention(torch.autograd.Function):
     """softmax(scaling q k^T + bias), dropped, times v; the gradient is written out, so that little is stored."""
 
     # q (b, h, t, d), k (b, h, s, d), v (b, h, s, e) of one dtype, in which the matrix products are done and the output
-    # (b, h, t, e) is given; bias (1 or b, 1 or h, 1 or t, s) of the softmax's dtype, float32 or wider.
+    # (b, h, t, e) is given; bias (1 or b, 1 or h, 1 or t, s) of the softmax's dtype, float32 or wider. For the backward
+    # pass the probabilities are stored in q's dtype, with a minus where they were dropped.
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scaling: float, p: float) -> Tensor:
-        shape = q.shape
-        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
-        scores = torch.bmm(q, k.transpose(1, 2)).view(*shape[:3], -1)
-        wide = torch.promote_types(q.dtype, torch.float32)
-        logits = scores.to(wide).mul_(scaling) if bias is None else torch.add(bias, scores, alpha=scaling)
-        probabilities = torch.softmax(logits, -1)
-        kept = probabilities.to(q.dtype)
+        q, k, v = (x.contiguous() for x in (q, k, v))
         threshold, scale = quantise(p)
-        if threshold:
-            kept = kept.mul(keep_mask(kept.shape, threshold, kept.dtype))
-        kept = kept.view(-1, *kept.shape[2:])
-        ctx.save_for_backward(q, k, v, probabilities, kept)
-        ctx.shape, ctx.scaling, ctx.scale = shape, scaling, scale
+        wide = torch.promote_types(q.dtype, torch.float32)
+        output = q.new_empty(*q.shape[:3], v.shape[3])
+        signed = q.new_empty(*q.shape[:3], k.shape[2])
+        for piece in _pieces(signed):
+            pq, pk, pv, po, ps = (_flat(x, piece) for x in (q, k, v, output, signed))
+            scores = torch.bmm(pq, pk.transpose(1, 2)).view(signed[piece].shape)
+            add = None if bias is None else _part(bias, piece)
+            logits = scores.to(wide).mul_(scaling) if add is None else torch.add(add, scores, alpha=scaling)
+            ps.copy_(torch.softmax(logits, -1).view(ps.shape))
+            if threshold:
+                ps.mul_(sign_mask(ps.shape, threshold, ps.dtype))
+            torch.bmm(ps.relu(), pv, out=po)
+        ctx.save_for_backward(q, k, v, signed)
+        ctx.scaling, ctx.scale = scaling, scale
         ctx.bias = None if bias is None or not bias.requires_grad else bias.shape
-        return torch.bmm(kept, v).mul_(scale).view(*shape[:3], -1)
+        return output.mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, probabilities, kept = ctx.saved_tensors
-        grad = (grad * ctx.scale).reshape(q.shape[0], q.shape[1], -1)
-        grad_v = torch.bmm(kept.transpose(1, 2), grad)
-        grad_kept = torch.bmm(grad, v.transpose(1, 2))
-        # A dropped probability is 0 in `kept`, so `kept` is its own mask: pass the gradient where it is above 0.
-        grad_p = torch.ops.aten.threshold_backward(grad_kept, kept, 0.0).to(probabilities.dtype)
-        grad_s = torch._softmax_backward_data(grad_p.view_as(probabilities), probabilities, -1, probabilities.dtype)
-        grad_bias = None if ctx.bias is None else grad_s.sum_to_size(ctx.bias)
-        grad_s = grad_s.mul_(ctx.scaling).to(q.dtype).view_as(kept)
-        grad_q = torch.bmm(grad_s, k)
-        grad_k = torch.bmm(grad_s.transpose(1, 2), q)
-        b, h = ctx.shape[:2]
-        q, k, v = (x.view(b, h, *x.shape[1:]) for x in (grad_q, grad_k, grad_v))
-        return q, k, v, grad_bias, None, None
+        q, k, v, signed = ctx.saved_tensors
+        grad = (grad * ctx.scale).contiguous()
+        wide = torch.promote_types(q.dtype, torch.float32)
+        grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
+        grad_bias = None if ctx.bias is None else torch.zeros(ctx.bias, dtype=wide)
+        for piece in _pieces(signed):
+            tensors = (q, k, v, grad, signed, grad_q, grad_k, grad_v)
+            pq, pk, pv, pg, ps, gq, gk, gv = (_flat(x, piece) for x in tensors)
+            torch.bmm(ps.relu().transpose(1, 2), pg, out=gv)
+            # The gradient of a probability is what came through where it was kept, and 0 where it was dropped.
+            grad_p = torch.ops.aten.threshold_backward(torch.bmm(pg, pv.transpose(1, 2)), ps, 0.0).to(wide)
+            grad_s = torch._softmax_backward_data(grad_p, ps.abs().to(wide), -1, wide)
+            if grad_bias is not None:
+                part = _part(grad_bias, piece)
+                part.add_(grad_s.view(signed[piece].shape).sum_to_size(part.shape))
+            grad_s = grad_s.mul_(ctx.scaling).to(q.dtype)
+            torch.bmm(grad_s, pk, out=gq)
+            torch.bmm(grad_s.transpose(1, 2), pq, out=gk)
+        return grad_q, grad_k, grad_v, grad_bias, None, None
+
+
+def _pieces(scores: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cut (b, h, t, s) into pieces of about PIECE elements: whole examples if they fit, else some heads of one."""
+    examples, heads, *sides = scores.shape
+    each = max(1, math.prod(sides))
+    rows, columns = max(1, PIECE // (each * heads)), min(heads, max(1, PIECE // each))
+    for row in range(0, examples, rows):
+        for column in range(0, heads, columns):
+            yield slice(row, min(row + rows, examples)), slice(column, min(column + columns, heads))
+
+
+def _flat(x: Tensor, piece: tuple[slice, slice]) -> Tensor:
+    """Return a piece of a contiguous (b, h, ...) as (n, ...), sharing its memory."""
+    return x[piece].view(-1, *x.shape[2:])
+
+
+def _part(bias: Tensor, piece: tuple[slice, slice]) -> Tensor:
+    """The part of a bias that belongs to a piece of the scores; an axis of size 1 belongs to all."""
+    rows, columns = (cut if size > 1 else slice(None) for cut, size in zip(piece, bias.shape, strict=False))
+    return bias[rows, columns]
 
 
 def attention(

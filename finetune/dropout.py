@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FastDropout", "install_dropout", "keep_mask", "quantise"]
+__all__ = ["FastDropout", "install_dropout", "keep_mask", "quantise", "sign_mask"]
 
 _LANES = 4  # 16-bit lanes of one 64-bit random word
 _LEVELS = 1 << 16  # probabilities are multiples of 1/65536
@@ -38,17 +38,32 @@ def keep_mask(shape: Sequence[int], threshold: int, dtype: torch.dtype) -> Tenso
     (numpy), of which each 64-bit word serves four elements. So `torch.manual_seed`, `fork_rng` and the recomputation of
     gradient checkpointing act on it as on torch's own dropout.
     """
+    half = _half(dtype)
+    return _lanes(shape, threshold).mul_(_ONE[half]).view(half)
+
+
+def sign_mask(shape: Sequence[int], threshold: int, dtype: torch.dtype) -> Tensor:
+    """Draw what `keep_mask` draws, with -1 in place of 0: a number above 0 then carries its own mask in its sign."""
+    half = _half(dtype)
+    sign = -(1 << 15)  # the sign bit: added for the elements dropped, and once more, overflowing, for those kept
+    return _lanes(shape, threshold).mul_(sign).add_(_ONE[half] + sign).view(half)
+
+
+def _half(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float16 else torch.bfloat16
+
+
+def _lanes(shape: Sequence[int], threshold: int) -> Tensor:
+    """Draw int16 of `shape`: 1 for kept, 0 for dropped.
+
+    The mask is made by integer operations in place on two-byte lanes: 20 times cheaper than comparing into booleans and
+    multiplying by them.
+    """
     size = torch.Size(shape).numel()
     seed = int(torch.randint(2**63 - 1, ()))
     words = np.random.SFC64(seed).random_raw(-(-size // _LANES))
-    lanes = torch.from_numpy(words.view(np.int16)[:size])
-    half = dtype if dtype == torch.float16 else torch.bfloat16
-    # Integer operations in place on two-byte lanes: 20 times cheaper than a comparison into booleans and their product.
-    if threshold < _LEVELS:
-        lanes.ge_(threshold - _LEVELS // 2).mul_(_ONE[half])
-    else:
-        lanes.zero_()
-    return lanes.view(half).view(torch.Size(shape))
+    lanes = torch.from_numpy(words.view(np.int16)[:size]).view(torch.Size(shape))
+    return lanes.ge_(threshold - _LEVELS // 2) if threshold < _LEVELS else lanes.zero_()
 
 
 class _Dropout(torch.autograd.Function):

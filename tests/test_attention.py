@@ -71,8 +71,10 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("piece", [1, 2 * T * S, 2 * H * T * S, 1 << 20])
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_and_gradients_are_those_of_sdpa(case):
+def test_outputs_and_gradients_are_those_of_sdpa(case, piece, monkeypatch):
+    monkeypatch.setattr("finetune.attention.PIECE", piece)
     t, s, mask, kwargs = CASES[case]
     tensors = inputs(t, s)
     args = (module("module" in case), *tensors, mask)
@@ -86,7 +88,9 @@ def test_outputs_and_gradients_are_those_of_sdpa(case):
 
 @pytest.mark.parametrize("mask", [None, padding()], ids=["no mask", "padding"])
 @pytest.mark.parametrize("size", [1, B])
-def test_a_learned_position_bias_gets_its_gradient(mask, size):
+@pytest.mark.parametrize("piece", [1, 2 * T * S, 2 * H * T * S, 1 << 20])
+def test_a_learned_position_bias_gets_its_gradient(mask, size, piece, monkeypatch):
+    monkeypatch.setattr("finetune.attention.PIECE", piece)
     tensors = [*inputs(), torch.randn(size, H, T, S, dtype=torch.float64, requires_grad=True)]
     args = (module(), *tensors[:3], mask)
     for ours, theirs in zip(
@@ -97,7 +101,10 @@ def test_a_learned_position_bias_gets_its_gradient(mask, size):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_the_gradient_through_dropout_is_right():
+@pytest.mark.parametrize("piece", [12, 1 << 20])
+def test_the_gradient_through_dropout_is_right(piece, monkeypatch):
+    monkeypatch.setattr("finetune.attention.PIECE", piece)
+
     def function(*tensors):
         torch.manual_seed(4)
         return attention(module(), *tensors, padding(3, 4)[2:], dropout=0.5)[0]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from finetune.dropout import FastDropout, install_dropout, keep_mask, quantise
+from finetune.dropout import FastDropout, install_dropout, keep_mask, quantise, sign_mask
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -120,6 +120,16 @@ def test_a_strided_input_meets_the_same_mask_as_its_copy():
     strided = drop(x)
     torch.manual_seed(1)
     torch.testing.assert_close(strided, drop(x.contiguous()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [0.1, 1.0])
+def test_a_sign_mask_has_minus_one_where_a_keep_mask_has_zero(p, dtype):
+    masks = []
+    for draw in (keep_mask, sign_mask):
+        torch.manual_seed(2)
+        masks.append(draw((7, 101), quantise(p)[0], dtype).to(torch.float32))
+    assert torch.equal(masks[1], 2 * masks[0] - 1)
 
 
 @pytest.mark.parametrize(("p", "training"), [(0.0, True), (1e-9, True), (0.1, False)])
