@@ -33,7 +33,11 @@ def test_round_trip_is_bitwise(tmp_path):
     for group in ("weights", "optimizer", "best"):
         ours, theirs = getattr(found, group), getattr(saved, group)
         assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name].view(torch.uint8), theirs[name].view(torch.uint8)) for name in ours if ours[name].ndim)
+        assert all(
+            torch.equal(ours[name].view(torch.uint8), theirs[name].view(torch.uint8))
+            for name in ours
+            if ours[name].ndim
+        )
 
 
 def test_no_checkpoint_is_none(tmp_path):
@@ -129,7 +133,9 @@ def test_killed_at_any_moment_of_saving_the_newest_is_intact(tmp_path):
             checkpoint.save(Path({str(tmp_path)!r}), snapshot(step), 2)
     """
     for number in range(5):
-        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, cwd=Path.cwd())
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, cwd=Path.cwd()
+        )
         process.stdout.readline()
         time.sleep(0.05 + 0.013 * number)
         os.kill(process.pid, signal.SIGKILL)

@@ -8,7 +8,7 @@ import tiny_run
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune import model, preparation, pretrained
+from finetune import lora, model, preparation, pretrained
 from finetune.errors import ModelError
 from finetune.events import Events
 from finetune.pretrained import Checkpoint
@@ -38,7 +38,9 @@ def test_a_head_that_came_with_the_checkpoint_is_renewed(tmp_path):
     folder = tiny_export.build(tmp_path / "classifier")
     path = tiny_run.write_recipe(tmp_path, folder, seed=7)
     for split in ("train", "validation", "test"):
-        rows = [(text, {"pos": "a", "neg": "b"}[label]) for text, label in tiny_run.sentences(20, seed=1)] + [("film", "c")]
+        rows = [(text, {"pos": "a", "neg": "b"}[label]) for text, label in tiny_run.sentences(20, seed=1)] + [
+            ("film", "c")
+        ]
         tiny_run.write_csv(tmp_path / f"{split}.csv", ("text", "label"), rows)
     ready = preparation.prepare(load(path), Events())
     found = loaded(ready)
@@ -171,7 +173,9 @@ def test_export_is_what_a_reader_needs_and_nothing_of_this_machine(tmp_path, tin
 def test_placeholder_label_names_are_refused(tmp_path, tiny_checkpoint):
     path = tiny_run.write_recipe(tmp_path, tiny_checkpoint)
     for split in ("train", "validation", "test"):
-        tiny_run.write_csv(tmp_path / f"{split}.csv", ("text", "label"), [("a film", "LABEL_0"), ("bad plot", "LABEL_1")])
+        tiny_run.write_csv(
+            tmp_path / f"{split}.csv", ("text", "label"), [("a film", "LABEL_0"), ("bad plot", "LABEL_1")]
+        )
     with pytest.raises(ModelError, match="labels LABEL_0, LABEL_1: expected real names"):
         loaded(preparation.prepare(load(path), Events()))
 
@@ -182,7 +186,7 @@ def test_merged_export_equals_base_with_adapter(tmp_path, tiny_checkpoint):
 
     ready = prepared(tmp_path, tiny_checkpoint)
     found = loaded(ready)
-    adapted = model.add_lora(found.model, found.head_swap, LoraBlock(r=4), seed=0)
+    adapted = lora.add_lora(found.model, found.head_swap, LoraBlock(r=4), seed=0)
     with torch.no_grad():
         for name, value in adapted.named_parameters():
             if value.requires_grad:
@@ -213,8 +217,10 @@ def test_merged_export_equals_base_with_adapter(tmp_path, tiny_checkpoint):
 
 def test_lora_targets_that_name_nothing_are_refused(tmp_path, tiny_checkpoint):
     found = loaded(prepared(tmp_path, tiny_checkpoint))
-    with pytest.raises(ModelError, match=r"model.lora.targets: no linear layer is named \['q_proj'\]; there are .*query"):
-        model.add_lora(found.model, found.head_swap, LoraBlock(targets=["q_proj"]), seed=0)
+    with pytest.raises(
+        ModelError, match=r"model.lora.targets: no linear layer is named \['q_proj'\]; there are .*query"
+    ):
+        lora.add_lora(found.model, found.head_swap, LoraBlock(targets=["q_proj"]), seed=0)
 
 
 class TestPretrained:

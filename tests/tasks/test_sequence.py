@@ -16,7 +16,9 @@ from finetune.tasks.base import Predictions, encode_texts
 def prepared(folder, checkpoint, header, rows, columns, text="", **train):
     for split in ("train", "validation", "test"):
         tiny_run.write_csv(folder / f"{split}.csv", header, rows)
-    return preparation.prepare(load(tiny_run.write_recipe(folder, checkpoint, text, columns=columns, **train)), Events())
+    return preparation.prepare(
+        load(tiny_run.write_recipe(folder, checkpoint, text, columns=columns, **train)), Events()
+    )
 
 
 PAIRS = [("a film", "good plot", "yes"), ("the plot", "bad film", "no"), ("very good", "not bad", "yes")]
@@ -71,12 +73,16 @@ def test_loss_is_the_weighted_cross_entropy_of_torch(tmp_path, tiny_checkpoint):
     logits = [[0.3, -1.0], [2.0, 0.1], [0.0, 0.0], [-1.0, 4.0]]
     ours = task.loss(outputs(logits), batch) / task.counts(features).sum()
     weights = torch.tensor([2.0, 2 / 3])
-    expected = torch.nn.functional.cross_entropy(torch.tensor(logits), batch.targets["gold"], weights, label_smoothing=0.1)
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(logits), batch.targets["gold"], weights, label_smoothing=0.1
+    )
     torch.testing.assert_close(ours.float(), expected)
 
 
 def test_unknown_class_in_class_weights(tmp_path, tiny_checkpoint):
-    with pytest.raises(RecipeError, match=r"train.class_weights: no label is named \['d'\]; the labels are \['a', 'b'\]"):
+    with pytest.raises(
+        RecipeError, match=r"train.class_weights: no label is named \['d'\]; the labels are \['a', 'b'\]"
+    ):
         prepared(
             tmp_path, tiny_checkpoint, ("text", "label"), [("film", "a"), ("good", "b")],
             "{text: text, label: label}", class_weights="{d: 2.0}",
@@ -136,7 +142,9 @@ def test_balanced_weights_of_several_labels_are_negatives_over_positives(tmp_pat
 
 def test_regression_from_text_columns_and_its_label_name(tmp_path, tiny_checkpoint):
     rows = [("good film", "4.5"), ("bad film", "0.25"), ("a plot", "2")]
-    ready = prepared(tmp_path, tiny_checkpoint, ("text", "stars"), rows, "{text: text, label: stars}\n  problem: regression")
+    ready = prepared(
+        tmp_path, tiny_checkpoint, ("text", "stars"), rows, "{text: text, label: stars}\n  problem: regression"
+    )
     assert ready.task.labels == ["stars"]
     assert ready.features["train"].scalars["gold"].tolist() == [4.5, 0.25, 2.0]
     batch = ready.task.collate(ready.features["train"], np.arange(3), ready.tokenizer)

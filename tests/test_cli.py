@@ -1,0 +1,138 @@
+"""The command line as a user meets it: exit codes, messages, what it prints, how fast it answers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_export
+import tiny_run
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ["check", "train", "evaluate", "predict", "push", "schema", "recipes"]
+
+
+def finetune(*arguments, stdin="", cwd=ROOT, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "finetune", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"} | environment,
+        timeout=200,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command):
+    ended = finetune(command, "--help")
+    assert ended.returncode == 0
+    assert "Example: " in ended.stdout or command == "recipes"
+
+
+def test_a_bad_recipe_exits_2_with_all_problems_and_without_torch(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "task: sequence\nmodel: {checkpoint: a/b}\ndata: {path: a/b, max_lenght: 5}\ntrain: {epochs: many}\n"
+    )
+    program = (
+        "import sys\nfrom finetune.cli import main\n"
+        "sys.argv = ['finetune', 'check', sys.argv[1]]\n"
+        "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert ended.returncode == 2
+    assert "did you mean max_length?" in ended.stderr
+    assert "train.epochs" in ended.stderr
+    assert "output" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_wrong_option_exits_2():
+    ended = finetune("train", "--no-such-option")
+    assert ended.returncode == 2
+    assert "No such option" in ended.stderr
+
+
+def test_schema_and_shipped_recipes(tmp_path):
+    assert json.loads(finetune("schema").stdout)["title"] == "finetune recipe"
+    assert "quickstart/quickstart" in finetune("recipes", "list").stdout
+    shown = finetune("recipes", "show", "quickstart/quickstart").stdout
+    assert shown == (ROOT / "recipes" / "quickstart" / "quickstart.yaml").read_text(encoding="utf-8")
+    copied = finetune("recipes", "copy", "quickstart/quickstart", tmp_path / "mine").stdout.split()
+    assert sorted(Path(path).name for path in copied) == ["quickstart.yaml", "test.csv", "train.csv", "validation.csv"]
+    again = finetune("recipes", "copy", "quickstart/quickstart", tmp_path / "mine")
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+    wrong = finetune("recipes", "show", "quickstart/quikstart")
+    assert wrong.returncode == 2
+    assert "did you mean quickstart/quickstart?" in wrong.stderr
+
+
+def test_check_prints_recipe_head_swap_and_preview(tmp_path, tiny_checkpoint):
+    ended = finetune("check", tiny_run.write_recipe(tmp_path, tiny_checkpoint), "train.epochs=1")
+    assert ended.returncode == 0, ended.stderr
+    for part in ("epochs: 1", "head swap", "classifier.weight", "60 rows, 0 truncated at 24 tokens", "[CLS]"):
+        assert part in ended.stdout
+
+
+def test_check_names_every_problem_of_services(tmp_path, tiny_checkpoint):
+    text = "track: {wandb: {mode: online}}\ncarbon: {country: ZZZ}\nhub: {repo_id: me/model}\n"
+    path = tiny_run.write_recipe(tmp_path, tiny_checkpoint, text)
+    dead = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_x", "HOME": str(tmp_path), "HF_HOME": str(tmp_path)}
+    ended = finetune("check", path, WANDB_API_KEY="", **dead)
+    assert ended.returncode == 2
+    assert "track.wandb" in ended.stderr
+    assert "carbon.country: CodeCarbon knows no grid of 'ZZZ'" in ended.stderr
+    assert "hub.repo_id: me/model cannot be checked" in ended.stderr
+
+
+def test_predict_reads_and_writes_json_lines(tmp_path):
+    folder = tiny_export.build(tmp_path / "export")
+    lines = [{"text": "good film", "id": 1}, {"text": "bad"}]
+    ended = finetune("predict", folder, stdin="".join(json.dumps(line) + "\n" for line in lines))
+    assert ended.returncode == 0, ended.stderr
+    found = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [{k: v for k, v in line.items() if k != "prediction"} for line in found] == lines
+    assert all(line["prediction"]["label"] in tiny_export.LABELS for line in found)
+
+
+def test_predict_names_the_line_of_a_bad_input(tmp_path):
+    folder = tiny_export.build(tmp_path / "export")
+    ended = finetune("predict", folder, stdin='{"text": "good"}\n{"txt": "bad"}\n')
+    assert ended.returncode == 2
+    assert "input, line 2: expected a text under text, found the keys txt" in ended.stderr
+
+
+def test_evaluate_matches_labels_by_name_or_refuses_with_both_lists(tmp_path):
+    folder = tiny_export.build(tmp_path / "export")
+    path = tiny_run.write_recipe(tmp_path, folder)
+    path.write_text(path.read_text().split("train:\n")[0] + "output: " + str(tmp_path / "out") + "\n")
+    refused = finetune("evaluate", path, "--checkpoint", folder)
+    assert refused.returncode == 2
+    assert "its labels are negative, neutral, positive; the data's are neg, pos" in refused.stderr
+    target = tmp_path / "record.json"
+    ended = finetune(
+        "evaluate", path, "--checkpoint", folder, "--labels", "negative=neg,positive=pos", "--json", target,
+        "--split", "validation",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    record = json.loads(target.read_text())
+    assert record["results"]["validation"]["n"] == 20
+    assert "accuracy" in ended.stdout
+
+
+def test_version_of_python_m_and_command_are_the_same_program():
+    assert "fine-tune" in finetune("--help").stdout.lower()
+
+
+def test_push_needs_a_finished_run(tmp_path):
+    ended = finetune("push", tmp_path, "--repo-id", "me/model")
+    assert ended.returncode == 2
+    assert "holds no run; expected the folder of a finished run" in ended.stderr

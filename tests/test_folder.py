@@ -1,0 +1,67 @@
+"""The run folder: one holder at a time, files complete or absent, honest errors."""
+
+import json
+import os
+
+import pytest
+
+from finetune.errors import OutputError, StorageError
+from finetune.folder import RunFolder
+from finetune.record import RunRecord, SplitResults
+
+
+def test_a_second_holder_is_told_who_the_first_is(tmp_path):
+    first = RunFolder(tmp_path / "run")
+    first.open()
+    with pytest.raises(OutputError, match=f"is used by another run \\(process {os.getpid()} on"):
+        RunFolder(tmp_path / "run").open()
+    first.close()
+    second = RunFolder(tmp_path / "run")
+    second.open()
+    second.close()
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written") as caught:
+        RunFolder(tmp_path / "file" / "run").open()
+    assert caught.value.exit_code == 2
+
+
+def test_too_little_space_is_said_before_training(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.require_space(1)
+    with pytest.raises(StorageError, match=r"needs about 1000000.0 GB for checkpoints and the export") as caught:
+        folder.require_space(10**15)
+    assert caught.value.exit_code == 5
+
+
+def test_metrics_are_cut_back_to_the_resumed_step(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in range(5):
+        folder.append_metrics({"step": step, "text": "é"})
+    folder.cut_metrics(3)
+    folder.append_metrics({"step": 9})
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text(encoding="utf-8").splitlines()] == [
+        0,
+        1,
+        2,
+        9,
+    ]
+
+
+def test_a_record_survives_the_disk(tmp_path):
+    folder = RunFolder(tmp_path)
+    record = RunRecord(status="finished", exit_code=0)
+    record.results["test"] = SplitResults.model_validate({"n": 3, "f1": {"value": 0.5, "low": 0.1, "high": 0.9}})
+    folder.write_record(record)
+    assert folder.read_record() == record
+    assert json.loads(folder.record.read_text())["results"]["test"] == {
+        "n": 3, "f1": {"value": 0.5, "low": 0.1, "high": 0.9},
+    }  # fmt: skip
+
+
+def test_a_damaged_record_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text('{"format": 1, "status"')
+    with pytest.raises(OutputError, match="not a record this version reads"):
+        RunFolder(tmp_path).read_record()

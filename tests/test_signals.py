@@ -1,0 +1,93 @@
+"""A first signal asks, a second ends at once; the death of a launcher counts as a signal."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune.signals import STOPPING, stop_requests, under_launcher
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_sets_the_flag_and_the_handlers_come_back(number):
+    before = signal.getsignal(number)
+    with stop_requests() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop
+        assert stop.reason == number.name
+    assert signal.getsignal(number) is before
+
+
+def program(body):
+    return [sys.executable, "-c", textwrap.dedent(body)]
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    process = subprocess.Popen(
+        program("""
+            import time
+            from finetune.signals import stop_requests
+            with stop_requests() as stop:
+                print("ready", flush=True)
+                while not stop:
+                    time.sleep(0.01)
+                print("asked", flush=True)
+                time.sleep(60)
+        """),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    with process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_parent_death_counts_under_a_launcher_only(tmp_path, launched):
+    child = tmp_path / "child.py"
+    child.write_text(
+        textwrap.dedent(f"""
+        import sys, time
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        from finetune.signals import stop_requests
+        with stop_requests() as stop:
+            open({str(tmp_path / "ready")!r}, "w").close()
+            end = time.monotonic() + 3
+            while not stop and time.monotonic() < end:
+                time.sleep(0.02)
+            open({str(tmp_path / "reason")!r}, "w").write(str(stop.reason))
+        """)
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    if launched:
+        environment["LOCAL_RANK"] = "0"
+    body = f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, {str(child)!r}])\ntime.sleep(60)"
+    parent = subprocess.Popen(program(body), env=environment)
+    wait_for(tmp_path / "ready")
+    parent.kill()
+    parent.wait()
+    wait_for(tmp_path / "reason")
+    assert (tmp_path / "reason").read_text() == ("the launcher died" if launched else "None")
+
+
+def wait_for(path):
+    end = time.monotonic() + 30
+    while not (path.exists() and (path.name == "ready" or path.read_text())):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_what_counts_as_a_launcher():
+    assert under_launcher({"LOCAL_RANK": "0"})
+    assert under_launcher({"ACCELERATE_USE_CPU": "true"})
+    assert not under_launcher({"HOME": "/root"})
