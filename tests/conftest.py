@@ -4,8 +4,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tests share the machine with each other
 
-import pytest  # noqa: E402
-import tiny_run  # noqa: E402
+import pytest
+import tiny_run
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ def test_keep_head_needs_the_same_labels(tmp_path):
     path = tiny_run.write_recipe(tmp_path, folder)
     path.write_text(path.read_text().replace("model:\n", "model:\n  keep_head: true\n"))
     ready = preparation.prepare(load(path), Events())
-    with pytest.raises(ModelError, match="keep_head: the labels of .* are .*negative"):
+    with pytest.raises(ModelError, match=r"keep_head: the labels of .* are .*negative"):
         loaded(ready)
 
 
@@ -188,7 +188,7 @@ def test_merged_export_equals_base_with_adapter(tmp_path, tiny_checkpoint):
     found = loaded(ready)
     adapted = lora.add_lora(found.model, found.head_swap, LoraBlock(r=4), seed=0)
     with torch.no_grad():
-        for name, value in adapted.named_parameters():
+        for value in adapted.parameters():
             if value.requires_grad:
                 value.copy_(torch.randn(value.shape) * 0.3)
     adapted.eval()

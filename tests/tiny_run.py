@@ -43,7 +43,7 @@ def sentences(count, seed):
     rows = []
     for _ in range(count):
         label = draw.choice(("pos", "neg"))
-        words = draw.choices(FILLING, k=draw.randint(1, 12)) + [draw.choice(GOOD if label == "pos" else BAD)]
+        words = [*draw.choices(FILLING, k=draw.randint(1, 12)), draw.choice(GOOD if label == "pos" else BAD)]
         draw.shuffle(words)
         rows.append((" ".join(words), label))
     return rows
