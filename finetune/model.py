@@ -1,4 +1,4 @@
-"""Checkpoint to model with a new head, with a report of the weights; LoRA; export."""
+"""Checkpoint to model with a new head, with a report of the weights; export."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import transformers
 
 from finetune import decoder
 from finetune.errors import ModelError
+from finetune.lora import save_adapter
 from finetune.pretrained import Checkpoint, file_sha256, load_tokenizer, read_config
-from finetune.recipe import LoraBlock, Recipe
+from finetune.recipe import Recipe
 from finetune.record import ExportedFile, HeadSwap, Names
 from finetune.tasks.base import Task, refuse_placeholder_names
 
 __all__ = [
     "Loaded",
-    "add_lora",
     "describe_files",
     "export",
     "load_for_evaluation",
@@ -207,57 +207,6 @@ def quiet_transformers() -> Iterator[None]:
         logger.setLevel(level)
 
 
-# -------------------------------------------------------------------------------------------- LoRA
-
-
-def add_lora(model: Any, head_swap: HeadSwap, block: LoraBlock, seed: int) -> Any:
-    """Freeze the backbone, add LoRA adapters, and keep every newly initialised weight trainable and saved.
-
-    The names of the new modules come from the loading report, since PEFT's own guess (`classifier`, `score`) misses
-    heads of other names. Raises ModelError when `model.lora.targets` names no module.
-    Source: Hu et al., arXiv:2106.09685; peft.LoraConfig.
-    """
-    import peft
-
-    new_modules = sorted({name.rsplit(".", 1)[0] for name in head_swap.new.names})
-    targets = _lora_targets(model, block, new_modules)
-    config = peft.LoraConfig(
-        r=block.r,
-        lora_alpha=block.alpha,
-        lora_dropout=block.dropout,
-        target_modules=targets,
-        modules_to_save=new_modules or None,
-    )
-    torch.manual_seed(seed)
-    try:
-        adapted = peft.get_peft_model(model, config)
-    except ValueError as error:
-        raise ModelError(f"model.lora.targets: {_first_lines(error)}") from error
-    trainable = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    frozen = [name for name in head_swap.new.names if not any(f"{_inside(name)}" in key for key in trainable)]
-    assert not frozen, f"new weights left frozen by PEFT: {frozen}"
-    return adapted
-
-
-def _inside(name: str) -> str:
-    module, _, weight = name.rpartition(".")
-    return f"{module}.modules_to_save.default.{weight}"
-
-
-def _lora_targets(model: Any, block: LoraBlock, new_modules: list[str]) -> list[str]:
-    """Module names for LoRA: those asked for; auto takes every linear layer of the backbone that is not new."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    linear = [name for name in linear if not any(name == new or name.startswith(f"{new}.") for new in new_modules)]
-    if block.targets == "auto":
-        return [name for name in linear if ".pooler." not in name]
-    wanted = [block.targets] if isinstance(block.targets, str) else list(block.targets)
-    found = [name for name in linear if any(name == want or name.endswith(f".{want}") for want in wanted)]
-    if not found:
-        known = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        raise ModelError(f"model.lora.targets: no linear layer is named {wanted}; there are {', '.join(known)}")
-    return found
-
-
 # -------------------------------------------------------------------------------------------- export
 
 
@@ -268,7 +217,8 @@ def export(model: Any, tokenizer: Any, task: Task, folder: Path, *, base: str | 
     """
     folder.mkdir(parents=True)
     if hasattr(model, "merge_and_unload"):
-        _save_adapter(model, folder / "adapter", base)
+        with quiet_transformers():
+            save_adapter(model, folder / "adapter", base)
         model = model.merge_and_unload()
     refuse_placeholder_names(task.labels)
     _forget_origin(model.config)
@@ -294,21 +244,17 @@ def write_config(config: Any, task: Task, folder: Path) -> None:
     _clean_json(folder / "config.json", drop=("_name_or_path",))
 
 
-def _save_adapter(model: Any, folder: Path, base: str | None) -> None:
-    with quiet_transformers():
-        model.save_pretrained(folder, safe_serialization=True)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card carries the local path of the base model
-    path = folder / "adapter_config.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content["base_model_name_or_path"] = base
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def _clean_json(path: Path, drop: tuple[str, ...]) -> None:
     if path.is_file():
         content = json.loads(path.read_text(encoding="utf-8"))
-        kept = {key: value for key, value in content.items() if key not in drop}
-        path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(_without(content, drop), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _without(content: Any, drop: tuple[str, ...]) -> Any:
+    """JSON without some keys, at any depth: an encoder-decoder's config holds two others."""
+    if not isinstance(content, dict):
+        return content
+    return {key: _without(value, drop) for key, value in content.items() if key not in drop}
 
 
 def describe_files(folder: Path) -> dict[str, ExportedFile]:

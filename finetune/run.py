@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 
-from finetune import attention, checkpoint, evaluation, finish, hardware, loop, model, optim, services
+from finetune import attention, checkpoint, evaluation, finish, hardware, loop, lora, model, optim, services
 from finetune.carbon import Carbon
 from finetune.checkpoint import Progress, Snapshot
 from finetune.errors import FinetuneError, OutputError, Preempted, PublishError, RecipeError
@@ -270,7 +270,7 @@ def _trainable(job: Job, loaded: model.Loaded) -> Any:
     if settings.gradient_checkpointing:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if job.recipe.model.lora is not None:
-        net = model.add_lora(net, loaded.head_swap, job.recipe.model.lora, settings.seed)
+        net = lora.add_lora(net, loaded.head_swap, job.recipe.model.lora, settings.seed)
     return net
 
 

@@ -32,7 +32,7 @@ tasks.tagging tasks.words tasks.windows tasks.grouping tasks.gold tasks.tag_fact
 tasks.span tasks.decoding tasks.seq2seq tasks
 problems readers conll values columns parse files hub splits data
 findings labels gold_answers audit
-dropout attention decoder pretrained model
+dropout attention decoder pretrained lora model
 batching
 optim
 checkpoint

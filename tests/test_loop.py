@@ -11,7 +11,8 @@ from finetune import checkpoint, loop, preparation, session
 from finetune.checkpoint import Progress
 from finetune.errors import NonFiniteError, Preempted
 from finetune.events import Events
-from finetune.model import add_lora, load_for_training
+from finetune.lora import add_lora
+from finetune.model import load_for_training
 from finetune.optim import adamw
 from finetune.recipe import load
 
