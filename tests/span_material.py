@@ -16,7 +16,7 @@ def wordpiece(model_max_length=64):
     from transformers import BertTokenizer
 
     letters = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
-    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *NAMES, *PLACES, *WORDS, *letters)
+    words = dict.fromkeys(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *NAMES, *PLACES, *WORDS, *letters))
     return BertTokenizer(vocab={word: number for number, word in enumerate(words)}, model_max_length=model_max_length)
 
 
@@ -96,16 +96,18 @@ def save_encoder(folder, **changes):
 
 
 def rows(count, seed, open_share=0.25):
-    """Who lives where: questions about one of two people, or about one who is not in the context."""
+    """Who lives where: about one of two people, or one who is not in the context. Every third context is longer."""
     draw = random.Random(seed)
     made = []
     for number in range(count):
         first, second, absent = draw.sample(NAMES, 3)
         places = draw.sample(PLACES, 2)
         context = f"{first} lives in {places[0]}. {second} lives in {places[1]}."
+        if number % 3 == 0:
+            context = f"the city of {draw.choice(PLACES)} and the city of {draw.choice(PLACES)}, a city. {context}"
         row = {"id": f"q{number}", "context": context, "is_impossible": draw.random() < open_share}
         person, place = draw.choice([(first, places[0]), (second, places[1])])
-        answers = {"text": [place], "answer_start": [context.index(place)]}
+        answers = {"text": [place], "answer_start": [context.index(f"{person} lives in ") + len(f"{person} lives in ")]}
         if row["is_impossible"]:
             person, answers = absent, {"text": [], "answer_start": []}
         made.append(row | {"question": f"where does {person} live?", "answers": answers})
