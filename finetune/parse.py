@@ -142,7 +142,7 @@ class _Parser:
             bad = wrong | bad
         if "id" not in columns:
             columns["id"] = [str(row) for row in range(first, self.count)]
-        bad = _unequal(columns, bad) | bad
+        bad = _unequal(columns, bad) | _misplaced(columns, bad) | bad
         try:
             batch = self._arrow(columns, bad, number, source, block.lines)
         except UnicodeEncodeError:
@@ -197,6 +197,29 @@ def _unequal(columns: dict[str, list[Any]], known: Bad) -> Bad:
         for place, (tokens, tags) in pairs
         if place not in known and len(tokens) != len(tags)
     }
+
+
+def _misplaced(columns: dict[str, list[Any]], known: Bad) -> Bad:
+    """Rows with a span outside its text, without a character, or over another span."""
+    if not {"text", "spans"} <= set(columns):
+        return {}
+    pairs = enumerate(zip(columns["text"], columns["spans"], strict=True))
+    found = ((place, _wrong_span(text, spans)) for place, (text, spans) in pairs if place not in known)
+    return {place: ("misplaced spans", what) for place, what in found if what}
+
+
+def _wrong_span(text: str, spans: list[dict[str, Any]]) -> str:
+    before = {"start": 0, "end": 0}
+    for span in sorted(spans, key=lambda one: (one["start"], one["end"])):
+        here = f"span {span['start']} to {span['end']} ({span['label']})"
+        if span["start"] < 0 or span["end"] > len(text):
+            return f"{here}: outside its text of {len(text)} characters"
+        if not text[span["start"] : span["end"]].strip():
+            return f"{here}: holds no character but white space; end is the place after its last character"
+        if span["start"] < before["end"]:
+            return f"{here}: overlaps span {before['start']} to {before['end']}; a word has one tag, keep one of them"
+        before = span
+    return ""
 
 
 def _surrogates(columns: dict[str, list[Any]]) -> Bad:

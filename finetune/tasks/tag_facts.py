@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 
 from finetune.features import Features
 from finetune.rows import Rows
 from finetune.tasks.gold import Gold
 from finetune.tasks.tagging import Schema
 
-__all__ = ["UsualTags", "survey", "tagged"]
+__all__ = ["UsualTags", "only_texts", "sample", "survey", "tagged"]
 
 BLOCK = 10_000
+PIPELINE_ROWS = 1000  # read through the pipeline, too
 
 Tagged = tuple[list[str], list[int]]  # words of a row, and numbers of their tags
 
@@ -25,6 +28,18 @@ def tagged(gold: Gold, tags: Schema, rows: Rows) -> Iterator[Tagged]:
         numbers, lengths = gold.numbers(batch)
         parts = np.split(tags.convert(numbers, lengths), np.cumsum(lengths)[:-1])
         yield from zip(gold.words(batch), (part.tolist() for part in parts), strict=True)
+
+
+def sample(rows: Rows) -> Rows:
+    """At most 1,000 of the rows, evenly taken."""
+    count = min(len(rows), PIPELINE_ROWS)
+    return rows.take(np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64)))
+
+
+def only_texts(rows: Rows, texts: list[str]) -> Rows:
+    """Rows of the same split that are nothing but texts."""
+    ids = pa.array(map(str, range(len(texts))), pa.string())
+    return replace(rows, table=pa.table({"id": ids, "text": pa.array(texts, pa.string())}), places=None)
 
 
 class UsualTags:

@@ -12,7 +12,7 @@ from finetune.tasks import grouping, windows
 from finetune.tasks.tagging import is_entities
 from finetune.tasks.words import join, split_words
 
-__all__ = ["answers", "apart_words", "call_arguments", "notes", "snippet", "word_windows"]
+__all__ = ["answers", "apart_words", "call_arguments", "input_problem", "notes", "snippet", "word_windows"]
 
 Span = tuple[int, int]
 
@@ -59,9 +59,19 @@ def notes(entities: bool, scheme: str, max_length: int, stride: int) -> list[str
     return found
 
 
-def apart_words(different: int, total: int, example: str) -> str:
-    """How far the words of the data and those of the pipeline lie apart."""
-    return f"the pipeline forms {different:,} of {total:,} words otherwise than the data has them (such as {example!r})"
+def apart_words(split: str, different: int, total: int, example: str) -> str:
+    """How far the words of the data and those of the pipeline lie apart; nothing where they are the same."""
+    if not different:
+        return ""
+    return f"{split}: the pipeline forms {different:,} of {total:,} words otherwise than the data (such as {example!r})"
+
+
+def input_problem(row: dict[str, Any]) -> str | None:
+    """What is wrong with one input of `finetune predict`, or None."""
+    text, tokens = row.get("text"), row.get("tokens")
+    if isinstance(text, str) or (isinstance(tokens, list) and set(map(type, tokens)) <= {str}):
+        return None
+    return f"expected a text under text, or a list of words under tokens, found the keys {', '.join(row)}"
 
 
 # ------------------------------------------------------------------------------------------- answers

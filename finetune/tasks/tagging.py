@@ -125,7 +125,7 @@ class Schema:
         An entity begins at B and S, where the type changes, after O, and after E and S: so IO, IOB1 and tags that break
         their scheme are read as transformers' TokenClassificationPipeline groups them (`group_entities`).
         """
-        kind = self._kind[tags]
+        kind: np.ndarray = self._kind[tags]
         if not self.entities:
             return kind
         before = np.full_like(kind, -1)
@@ -134,6 +134,10 @@ class Schema:
         before[starts[starts < len(tags)]] = -1
         begins = self._begins[tags] | (before != kind)
         return np.asarray(np.where(kind < 0, 0, 2 * kind + np.where(begins, 1, 2)), dtype=np.int64)
+
+    def continued(self, tags: np.ndarray) -> np.ndarray:
+        """For numbers of `labels`: I- where they are B-, else the same."""
+        return tags + ((tags % 2 == 1) if self.entities else 0)
 
     def numbers_of(self, labels: Sequence[str]) -> np.ndarray:
         """For each of our `labels`, its number among the labels of a model, int64; -100 where the model has none.

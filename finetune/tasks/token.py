@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -19,6 +18,7 @@ from finetune.rows import Rows
 from finetune.tasks import grouping, tag_facts, tagger, windows
 from finetune.tasks.base import Batch, Case, Predictions, Task
 from finetune.tasks.gold import Gold, charted, gold_entities, read_gold
+from finetune.tasks.tag_facts import only_texts, sample
 from finetune.tasks.tagging import Schema, split_tag
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ __all__ = ["TokenTask"]
 
 FORMAT = 1  # of what `encode` gives; another number leaves cached features aside
 BLOCK = 10_000
-PIPELINE_ROWS = 1000  # read through the pipeline, too
 
 
 class TokenTask(Task):
@@ -46,7 +45,7 @@ class TokenTask(Task):
 
     def __init__(self, recipe: Recipe, gold: Gold, labels: Sequence[str] | None) -> None:
         entities = gold.scheme.entities
-        self.problem = "entities" if entities else "tags"
+        self.problem = self.metric_kind = "entities" if entities else "tags"
         self.gold = gold
         self.tags = gold.schema(Schema(labels or [], entities).kinds)  # numbers of the data -> tags that are scored
         self.labels = list(labels) if labels else self.tags.labels
@@ -55,8 +54,8 @@ class TokenTask(Task):
         self.max_length = recipe.data.max_length
         self.asked_stride = recipe.data.stride
         self.smoothing = recipe.train.label_smoothing if recipe.train is not None else 0.0
-        self.tokenizer: Any = None  # of the texts that were encoded last: writes words as the pipeline does
-        self.apart: tuple[int, int, str] | None = None  # words the pipeline forms otherwise, all words, an example
+        self.tokenizer: Any = None  # writes words as the pipeline does
+        self.apart = ""  # how many words the pipeline formed otherwise when it was scored last
 
     @classmethod
     def from_rows(cls, recipe: Recipe, splits: dict[str, Rows], labels: Sequence[str] | None = None) -> Self:
@@ -64,9 +63,16 @@ class TokenTask(Task):
         if not set(gold.names) - {"O"}:
             sources = ", ".join(rows.source for rows in splits.values())
             raise DataError(f"data: expected words with tags, found none but O in {sources}")
-        task = cls(recipe, gold, labels)
-        metrics.check_names(recipe.evaluate.metrics or [], task.problem)
-        return task
+        return cls(recipe, gold, labels)
+
+    def fit_to(self, config: Any, tokenizer: Any) -> None:
+        del config
+        self.tokenizer = tokenizer
+        if not tokenizer.is_fast:
+            raise ModelError(
+                f"model.checkpoint: its tokenizer ({type(tokenizer).__name__}) is a slow one, which does not say which"
+                " piece belongs to which word; use a checkpoint with a fast tokenizer (tokenizer.json)"
+            )
 
     @property
     def stride(self) -> int:
@@ -82,7 +88,8 @@ class TokenTask(Task):
         split = [(name, split_tag(name)[1]) for name in own]
         found = [(name, kind, spelled.get(kind.casefold())) for name, kind in split if kind]
         wanted = [name.removesuffix(kind) + spelling for name, kind, spelling in found if spelling]
-        return wanted + [f"B-{kind}" for kind in spelled.values() if kind not in {one for _, _, one in found}]
+        missing = sorted(set(spelled.values()) - {spelling for _, _, spelling in found if spelling})
+        return ["O", *wanted, *(f"B-{kind}" for kind in missing)]
 
     # ---------------------------------------------------------------- rows to tensors
 
@@ -92,18 +99,14 @@ class TokenTask(Task):
 
     def encode(self, batch: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
         """Words to pieces with their labels (`windows.align`); rows that are only texts as the pipeline reads them."""
-        if not tokenizer.is_fast:
-            raise ModelError(
-                f"model.checkpoint: its tokenizer ({type(tokenizer).__name__}) is a slow one, which does not say which"
-                " piece belongs to which word; use a checkpoint with a fast tokenizer (tokenizer.json)"
-            )
         if "tags" not in batch and "spans" not in batch:
-            self.tokenizer = tokenizer
             only_first = self.problem == "tags"  # without aggregation the pipeline knows no windows
             return grouping.encode(tokenizer, batch["text"], self.max_length, self.stride, only_first=only_first)
         tags, per_row = self.gold.numbers(batch)
-        labels = self.targets[self.tags.convert(tags, per_row)]
-        return windows.align(tokenizer, self.gold.words(batch), labels, self.max_length, self.stride)
+        scored = self.tags.convert(tags, per_row)
+        inner = self.targets[self.tags.continued(scored)] if self.problem == "entities" else None
+        words = self.gold.words(batch)
+        return windows.align(tokenizer, words, self.targets[scored], inner, self.max_length, self.stride)
 
     def counts(self, features: Features) -> np.ndarray:
         return np.asarray(features.scalars["counted"], dtype=np.float64)
@@ -112,10 +115,9 @@ class TokenTask(Task):
         import torch
 
         fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-        given = {
-            name: value for name, value in (fill | {"labels": windows.IGNORED}).items() if name in features.sequences
-        }
-        padded = {name: torch.from_numpy(features.sequences[name].pad(index, value)) for name, value in given.items()}
+        fill["labels"] = windows.IGNORED
+        names = [name for name in fill if name in features.sequences]
+        padded = {name: torch.from_numpy(features.sequences[name].pad(index, fill[name])) for name in names}
         targets = {"labels": padded.pop("labels")} if "labels" in padded else {}
         lengths = torch.from_numpy(features.lengths[index].astype(np.int64))
         padded["attention_mask"] = (torch.arange(padded["input_ids"].shape[1])[None, :] < lengths[:, None]).long()
@@ -142,7 +144,9 @@ class TokenTask(Task):
             return self._decode_texts(outputs, features, rows)
         blocks = [self.gold.numbers(batch) for batch in rows.batches(BLOCK)]
         gold, lengths = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-        predicted, probabilities = self._of_words(outputs, features, lengths)
+        nothing = self.labels.index("O") if "O" in self.labels else 0  # where the tokenizer leaves nothing of a word
+        predicted = windows.of_words(features, lengths, outputs["label"], nothing)
+        probabilities = windows.of_words(features, lengths, outputs["score"], 0.0)
         row, owner = np.repeat(np.arange(len(rows)), lengths), features.scalars["row"]
         counted = np.bincount(owner, weights=features.scalars["counted"], minlength=len(rows))
         loss = np.bincount(owner, weights=np.array(outputs["loss"]), minlength=len(rows))
@@ -153,25 +157,6 @@ class TokenTask(Task):
         }
         arrays["score"] = np.bincount(row, weights=probabilities, minlength=len(rows)) / np.maximum(lengths, 1)
         return Predictions(rows.column("id"), loss / np.maximum(counted, 1), arrays)
-
-    def _of_words(
-        self, outputs: dict[str, list[np.ndarray]], features: Features, lengths: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Label and probability of every word, (w,).
-
-        A word of which the tokenizer leaves nothing is O (of plain tags: the first), with probability 0.
-        """
-        flat = features.sequences["words"]
-        first = np.flatnonzero(flat.values >= 0)
-        starts = (np.cumsum(lengths) - lengths)[features.scalars["row"]]
-        place = np.repeat(starts, flat.lengths)[first] + flat.values[first]
-        label = np.full(int(lengths.sum()), self.labels.index("O") if "O" in self.labels else 0)
-        score = np.zeros(len(label))
-        sizes = flat.lengths.tolist()
-        for name, target in (("label", label), ("score", score)):
-            parts = [values[:size] for values, size in zip(outputs[name], sizes, strict=True)]
-            target[place] = np.concatenate(parts)[first]
-        return label, score
 
     def _decode_texts(self, outputs: dict[str, list[np.ndarray]], features: Features, rows: Rows) -> Predictions:
         """items: what the pipeline answers to each text; pieces: those of the whole texts."""
@@ -206,25 +191,27 @@ class TokenTask(Task):
 
     def published(self, rows: Rows) -> Rows | None:
         """Texts of up to 1,000 rows, evenly taken; tokens are joined by spaces."""
-        return None if self.problem == "tags" else self._texts(_sample(rows))
+        return None if self.problem == "tags" else self._texts(sample(rows))
 
     def _charts(self, rows: Rows) -> Iterator[tuple[str, list[tuple[int, int]]]]:
         return chain.from_iterable(charted(self.gold, batch) for batch in rows.batches(BLOCK))
 
     def _texts(self, rows: Rows) -> Rows:
-        return _only_texts(rows, [text for text, _ in self._charts(rows)])
+        return only_texts(rows, [text for text, _ in self._charts(rows)])
 
     def compare_published(self, predictions: Predictions, published: Predictions, rows: Rows) -> None:
         """Gold and found entities of the texts as tags, and how many words the pipeline forms otherwise."""
         sides: tuple[list[list[str]], list[list[str]]] = ([], [])
-        chosen = _sample(rows)
+        chosen = sample(rows)
         gold = chain.from_iterable(gold_entities(self.gold, self.tags, batch) for batch in chosen.batches(BLOCK))
         for own, items in zip(gold, published.arrays["items"], strict=True):
             theirs = {(item["entity_group"], item["start"], item["end"]) for item in items}
             for side, tags in zip(sides, grouping.as_tags(own, theirs), strict=True):
                 side.append(tags)
         predictions.arrays["published"] = sides
-        self.apart = grouping.words_apart(self._charts(chosen), published.arrays["pieces"])
+        self.apart = tagger.apart_words(
+            rows.split, *grouping.words_apart(self._charts(chosen), published.arrays["pieces"])
+        )
 
     def baselines(self, splits: dict[str, Rows]) -> dict[str, dict[str, SplitResults]]:
         """The most frequent tag that each word has in train; for other words O, or the most frequent of all."""
@@ -244,12 +231,10 @@ class TokenTask(Task):
         found = list(self.gold.remarks)
         for name, rows in splits.items():
             found += tag_facts.survey(self.gold, self.tags, rows, features[name], self.max_length)
-            chosen = _sample(rows)
+            chosen = sample(rows)
             read = grouping.read(tokenizer, self._texts(chosen).column("text"))
-            apart = grouping.words_apart(self._charts(chosen), read)
-            if apart[0]:
-                found.append(f"{name}: {tagger.apart_words(*apart)}")
-        return found
+            found.append(tagger.apart_words(name, *grouping.words_apart(self._charts(chosen), read)))
+        return [sentence for sentence in found if sentence]
 
     # ---------------------------------------------------------------- the published model
 
@@ -263,7 +248,7 @@ class TokenTask(Task):
     def probes(self, rows: Rows, index: np.ndarray, texts: Sequence[str]) -> Rows:
         """Rows that are only texts: those at `index`, tokens joined by spaces, and `texts`."""
         chosen = self._texts(rows.take(index))
-        return _only_texts(rows, [*chosen.column("text"), *texts])
+        return only_texts(rows, [*chosen.column("text"), *texts])
 
     def cases(self, rows: Rows, predictions: Predictions) -> list[Case]:
         kwargs = tagger.call_arguments(self.problem == "entities", self.stride)
@@ -284,12 +269,7 @@ class TokenTask(Task):
 
     @classmethod
     def input_problem(cls, row: dict[str, Any]) -> str | None:
-        tokens = row.get("tokens")
-        if isinstance(row.get("text"), str) or (
-            isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
-        ):
-            return None
-        return f"expected a text under text, or a list of words under tokens, found the keys {', '.join(row)}"
+        return tagger.input_problem(row)
 
     @classmethod
     def answers(cls, pipe: Any, rows: list[dict[str, Any]], batch_size: int) -> list[Any]:
@@ -297,9 +277,7 @@ class TokenTask(Task):
 
     def notes(self) -> list[str]:
         found = tagger.notes(self.problem == "entities", self.gold.scheme.name, self.max_length, self.stride)
-        if self.apart is not None and self.apart[0]:
-            found.append(f"{tagger.apart_words(*self.apart)}; `f1_pipeline` is the F1 on the pipeline's words.")
-        return found
+        return [*found, f"{self.apart}; so the two F1 values differ."] if self.apart else found
 
 
 def _losses(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -314,16 +292,3 @@ def _losses(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> tor
         label_smoothing=smoothing,
     )
     return flat.view_as(labels)
-
-
-def _sample(rows: Rows) -> Rows:
-    """At most 1,000 of the rows, evenly taken."""
-    count = min(len(rows), PIPELINE_ROWS)
-    return rows.take(np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64)))
-
-
-def _only_texts(rows: Rows, texts: list[str]) -> Rows:
-    import pyarrow as pa
-
-    ids = pa.array(map(str, range(len(texts))), pa.string())
-    return replace(rows, table=pa.table({"id": ids, "text": pa.array(texts, pa.string())}), places=None)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from finetune.features import Ragged
+from finetune.features import Features, Ragged
 
-__all__ = ["IGNORED", "Frame", "Windows", "align", "cover", "frame", "home", "pieces_of"]
+__all__ = ["IGNORED", "Frame", "Windows", "align", "cover", "frame", "home", "of_words", "pieces_of"]
 
 IGNORED = -100  # the label of pieces that are not the first of a word
 
@@ -53,8 +53,10 @@ def _backend(tokenizer: Any) -> Any:
     return backend
 
 
-def pieces_of(tokenizer: Any, rows: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of the pieces of all words, int32 (p,), and the number of pieces of each word, int64 (w,).
+def pieces_of(tokenizer: Any, rows: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids of the pieces of all words, int32 (p,); the number of pieces of each word, int64 (w,); and where the pipeline
+    would begin a word, bool (p,): at first pieces, and inside a word where the vocabulary does not mark a piece as one
+    that continues (pieces of "U.S.").
 
     Equal to what the tokenizer gives with `is_split_into_words` (a word there is tokenized without its neighbours), so
     each distinct word is tokenized once. Where a tokenizer marks the space before a word, and expects it in the text,
@@ -71,11 +73,28 @@ def pieces_of(tokenizer: Any, rows: Sequence[Sequence[str]]) -> tuple[np.ndarray
     else:
         order = np.fromiter((number(word, len(known)) for row in rows for word in row), np.int64)
     if not known:
-        return np.empty(0, np.int32), np.empty(0, np.int64)
-    found = backend.encode_batch_fast([[word] for word in known], is_pretokenized=True, add_special_tokens=False)
+        return np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, bool)
+    found = backend.encode_batch([[word] for word in known], is_pretokenized=True, add_special_tokens=False)
     ragged = Ragged.of([encoding.ids for encoding in found])
+    begins = Ragged.of([_beginnings(encoding, tokenizer) for encoding in found])
     lengths = ragged.lengths.astype(np.int64)[order]
-    return ragged.values[_flat(ragged.offsets[order], lengths)], lengths
+    flat = _flat(ragged.offsets[order], lengths)
+    return ragged.values[flat], lengths, begins.values[flat].astype(bool)
+
+
+def _beginnings(encoding: Any, tokenizer: Any) -> list[bool]:
+    ids = encoding.ids
+    if len(ids) < 2 or not continues_by_mark(tokenizer):
+        return [place == 0 for place in range(len(ids))]
+    unknown = tokenizer.unk_token_id
+    pieces = zip(ids, encoding.tokens, encoding.offsets, strict=True)
+    inner = [number == unknown or len(token) == end - start for number, token, (start, end) in pieces]
+    return [True, *inner[1:]]
+
+
+def continues_by_mark(tokenizer: Any) -> bool:
+    """Whether the vocabulary marks pieces that continue a word (##)."""
+    return bool(getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None))
 
 
 def _flat(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -141,42 +160,52 @@ def home(position: np.ndarray, length: np.ndarray, size: int, stride: int) -> np
 
 
 def align(
-    tokenizer: Any, rows: Sequence[Sequence[str]], labels: np.ndarray, max_length: int, stride: int
+    tokenizer: Any,
+    rows: Sequence[Sequence[str]],
+    labels: np.ndarray,
+    inner: np.ndarray | None,
+    max_length: int,
+    stride: int,
 ) -> dict[str, Any]:
     """Features of rows of words, each word's label at its first piece.
 
-    labels: of all words, int64 (w,). Sequences `input_ids`, `words` (the number of a word in its row, at its first
-    piece, else -1), `labels` (else -100) and, where the tokenizer gives them, `token_type_ids`; scalars `row`,
-    `truncated` and `counted`, the number of labels. Of a row in several windows each word stands in one (`home`);
-    windows without a word of their own are left out.
+    labels: of all words, int64 (w,). inner: their labels where the pipeline begins a word inside a word, or None.
+    Sequences `input_ids`, `words` (the number of a word in its row, at its first piece, else -1), `labels` (else -100)
+    and, where the tokenizer gives them, `token_type_ids`; scalars `row`, `truncated` and `counted`, the number of
+    labels. Of a row in several windows each word stands in one (`home`); windows without a label are left out.
     """
     outer = frame(tokenizer)
     size = max_length - len(outer)
-    ids, pieces = pieces_of(tokenizer, rows)
+    ids, pieces, begins = pieces_of(tokenizer, rows)
     per_row = np.fromiter(map(len, rows), np.int64, len(rows))
-    row = np.repeat(np.arange(len(rows)), per_row)
-    lengths = np.bincount(row, weights=pieces, minlength=len(rows)).astype(np.int64)
+    row_of_word = np.repeat(np.arange(len(rows)), per_row)
+    lengths = np.bincount(row_of_word, weights=pieces, minlength=len(rows)).astype(np.int64)
     windows = cover(lengths, size, stride)
-    written = np.flatnonzero(pieces)  # the tokenizer leaves nothing of some words
     row_starts = np.cumsum(lengths) - lengths
-    position = (np.cumsum(pieces) - pieces)[written] - row_starts[row[written]]
-    first_window = np.cumsum(windows.counts) - windows.counts
-    own = first_window[row[written]] + home(position, lengths[row[written]], size, stride)
+
+    marked = np.flatnonzero(begins)  # pieces with a label
+    word = np.repeat(np.arange(len(pieces)), pieces)[marked]
+    row = row_of_word[word]
+    position = marked - row_starts[row]
+    first = marked == (np.cumsum(pieces) - pieces)[word]
+    label = np.where(first, labels[word], IGNORED if inner is None else inner[word])
+    number = np.where(first, _flat(np.zeros(len(rows), np.int64), per_row)[word], -1)
+    own = (np.cumsum(windows.counts) - windows.counts)[row] + home(position, lengths[row], size, stride)
 
     inside = windows.stop - windows.start
     offsets = np.cumsum(inside + len(outer)) - inside - len(outer)
     columns = _framed(outer, ids, row_starts[windows.row] + windows.start, inside, offsets)
     place = offsets[own] + len(outer.before) + position - windows.start[own]
-    number = _flat(np.zeros(len(rows), np.int64), per_row)
-    for name, values, fill in (("words", number, -1), ("labels", labels, IGNORED)):
+    for name, values, fill in (("words", number, -1), ("labels", label, IGNORED)):
         columns[name] = np.full(len(columns["input_ids"]), fill, dtype=np.int32)
-        columns[name][place] = values[written]
+        columns[name][place] = values
     if "token_type_ids" not in tokenizer.model_input_names:
         del columns["token_type_ids"]
 
-    kept = np.flatnonzero((np.bincount(own, minlength=len(offsets)) > 0) | (windows.number == 0))
+    used = np.bincount(own[first | (label != IGNORED)], minlength=len(offsets)) > 0
+    kept = np.flatnonzero(used | (windows.number == 0))
     bounds = list(zip(offsets[kept].tolist(), (offsets + inside + len(outer))[kept].tolist(), strict=True))
-    counted = np.bincount(own[labels[written] != IGNORED], minlength=len(offsets))
+    counted = np.bincount(own[label != IGNORED], minlength=len(offsets))
     scalars = {"row": windows.row[kept], "truncated": np.zeros(len(kept), dtype=bool), "counted": counted[kept]}
     return {name: [flat[start:stop] for start, stop in bounds] for name, flat in columns.items()} | scalars
 
@@ -197,4 +226,19 @@ def _framed(
         for place, number in enumerate(special):
             found["input_ids"][first + place] = number
             found["token_type_ids"][first + place] = kind
+    return found
+
+
+def of_words(features: Features, lengths: np.ndarray, values: Sequence[np.ndarray], fill: float) -> np.ndarray:
+    """The value of each word, (w,): that of its first piece, and `fill` where the tokenizer leaves nothing of it.
+
+    lengths: words of each row. values: one array for each feature of `align`, one value a piece, perhaps padded.
+    """
+    words = features.sequences["words"]
+    first = np.flatnonzero(words.values >= 0)
+    starts = (np.cumsum(lengths) - lengths)[features.scalars["row"]]
+    sizes = words.lengths.tolist()
+    found = np.full(int(lengths.sum()), fill)
+    pieces = np.concatenate([array[:size] for array, size in zip(values, sizes, strict=True)])
+    found[np.repeat(starts, words.lengths)[first] + words.values[first]] = pieces[first]
     return found
