@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-from finetune import model, preparation, services
+from finetune import model, preparation, services, session
 from finetune.errors import FinetuneError, RecipeError
 from finetune.events import Events
+from finetune.folder import RunFolder
 from finetune.recipe import Recipe
 from finetune.record import HeadSwap
 
@@ -26,6 +28,7 @@ def check(recipe: Recipe, events: Events) -> str:
     try:
         ready = preparation.prepare(recipe, events)
         loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, recipe)
+        RunFolder(Path(recipe.output)).require_space(session.space_needed(loaded.model, recipe))
     except FinetuneError as error:
         if not problems:
             raise

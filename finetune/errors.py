@@ -75,7 +75,7 @@ class ResumeError(FinetuneError):
     exit_code = 6
 
 
-class Preempted(FinetuneError):
+class Preempted(FinetuneError):  # noqa: N818  (a stop on request is no error)
     """A signal asked for a stop; a checkpoint was saved."""
 
     exit_code = 75

@@ -23,7 +23,7 @@ from finetune.job import Job
 from finetune.preparation import Prepared, facts, prepare
 from finetune.recipe import Recipe, difference, load
 from finetune.record import Emissions, ModelFacts, RunRecord, Tracker
-from finetune.session import SaveSchedule, agree_on, build_accelerator, choose, make_plan
+from finetune.session import SaveSchedule, agree_on, build_accelerator, choose, make_plan, space_needed
 from finetune.signals import stop_requests
 from finetune.tracking import Tracking
 
@@ -86,13 +86,15 @@ def _incomplete(wanted: int, found: int) -> RecipeError:
 def _earlier_record(folder: RunFolder, recipe: Recipe, resume: str) -> RunRecord | None:
     """The record of an earlier start in this folder, after checking that this recipe may continue it."""
     record = folder.read_record()
+    saved = bool(checkpoint.steps_on_disk(folder.checkpoints))
+    if resume == "never" and (record is not None or saved):
+        state = "its checkpoints" if record is None else record.status
+        raise OutputError(
+            f"output: {folder.path} holds a run ({state}); choose another output, or leave --resume never out"
+        )
     if record is None:
         return None
-    if resume == "never":
-        raise OutputError(
-            f"output: {folder.path} holds a run ({record.status}); choose another output, or leave --resume never out"
-        )
-    begun = bool(checkpoint.steps_on_disk(folder.checkpoints)) or record.status in ("finished", "published")
+    begun = saved or record.status in ("finished", "published")
     changed = []
     if begun and folder.recipe.is_file():
         changed = difference(folder.recipe.read_text(encoding="utf-8"), recipe.moved_to(folder.path))
@@ -252,11 +254,9 @@ def _describe(job: Job, ready: Prepared, loaded: model.Loaded) -> None:
 
 def _claim(job: Job, loaded: model.Loaded) -> None:
     """Make the folder this run's own: enough space, the resolved recipe, the record so far."""
-    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-    trained = parameters if job.recipe.model.lora is None else parameters // 10
     assert job.recipe.train is not None
+    job.folder.require_space(space_needed(loaded.model, job.recipe))
     copies = max(2, job.recipe.train.keep_last) + 1
-    job.folder.require_space(4 * parameters + copies * 16 * trained)  # export; weights, two moments, the best weights
     checkpoint.prune(job.folder.checkpoints, copies)
     job.folder.write_recipe(job.recipe, job.record.versions)
     job.folder.write_record(job.record)

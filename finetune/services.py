@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from finetune import publish, tracking
 from finetune.carbon import known_country, suggest_countries
+from finetune.card_rules import LICENSES
 from finetune.errors import FinetuneError
 from finetune.folder import RunFolder
 from finetune.recipe import Recipe
@@ -17,12 +19,22 @@ def problems(recipe: Recipe) -> list[str]:
     """One line for each, with what to do: trackers, the country's grid, the Hub, the output folder."""
     found = tracking.preflight(recipe.track) + _carbon(recipe)
     if recipe.hub is not None:
+        found += _licence(recipe)
         found += publish.preflight(recipe.hub.repo_id, recipe.hub.private)
     try:
         RunFolder(Path(recipe.output)).probe()
     except FinetuneError as error:
         found.append(str(error))
     return found
+
+
+def _licence(recipe: Recipe) -> list[str]:
+    """The Hub refuses a card with a licence it does not know, after training."""
+    if recipe.card.license is None or recipe.card.license in LICENSES:
+        return []
+    near = difflib.get_close_matches(recipe.card.license, LICENSES, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; `other` is for licences outside its list"
+    return [f"card.license: the Hub does not know {recipe.card.license!r}{hint}"]
 
 
 def _carbon(recipe: Recipe) -> list[str]:
