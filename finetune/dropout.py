@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,26 +65,6 @@ def _lanes(shape: Sequence[int], threshold: int) -> Tensor:
     return lanes.ge_(threshold - _LEVELS // 2) if threshold < _LEVELS else lanes.zero_()
 
 
-class _Dropout(torch.autograd.Function):
-    """Multiply by a keep mask and by its scale; the mask is all that is kept for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, threshold: int, scale: float, inplace: bool) -> Tensor:
-        keep = keep_mask(x.shape, threshold, x.dtype)
-        ctx.save_for_backward(keep)
-        ctx.scale = scale
-        if inplace:
-            ctx.mark_dirty(x)
-            return x.mul_(keep).mul_(scale)
-        # The mask holds 0 and 1 and the scale comes as a number, so that a bfloat16 product is rounded once.
-        return x.mul(keep).mul_(scale)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
-        (keep,) = ctx.saved_tensors
-        return grads[0] * keep * ctx.scale, None, None, None
-
-
 class FastDropout(nn.Dropout):
     """`torch.nn.Dropout` that draws its mask by `keep_mask` when it trains on a CPU, and is the original elsewhere.
 
@@ -100,7 +79,10 @@ class FastDropout(nn.Dropout):
             return input
         if input.device.type != "cpu" or not input.is_floating_point() or torch.compiler.is_compiling():
             return super().forward(input)
-        return _Dropout.apply(input, threshold, scale, self.inplace)  # type: ignore[no-any-return,no-untyped-call]
+        keep = keep_mask(input.shape, threshold, input.dtype)
+        # The mask holds 0 and 1 and the scale comes as a number, so that a bfloat16 product is rounded once, and the
+        # mask is all that autograd stores.
+        return (input.mul_(keep) if self.inplace else input * keep).mul_(scale)
 
 
 def install_dropout(model: nn.Module) -> Callable[[], None]:
