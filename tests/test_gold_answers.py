@@ -75,8 +75,9 @@ def test_bad_rows_are_errors_or_left_out(tmp_path, bad, message):
     assert any("1 left out" in note for note in found.notes)
 
 
-def test_a_place_exactly_at_the_radius_is_near(tmp_path):
-    assert starts(findings(tmp_path, row("Paris", 13 + RADIUS))) == [[13]]
+@pytest.mark.parametrize("start", [13 + RADIUS, 13 - RADIUS])
+def test_a_place_exactly_at_the_radius_is_near(tmp_path, start):
+    assert starts(findings(tmp_path, row("Paris", start))) == [[13]]
 
 
 def test_empty_texts_are_no_answer(tmp_path):

@@ -29,7 +29,7 @@ inference inference.question_answering inference.text_to_text
 tasks.base
 tasks.sequence
 tasks.tagging tasks.words tasks.windows tasks.grouping tasks.gold tasks.tag_facts tasks.tagger tasks.token
-tasks.span tasks.decoding tasks.seq2seq tasks
+tasks.answers tasks.span tasks.decoding tasks.text_facts tasks.seq2seq tasks
 problems readers conll values columns parse files hub splits data
 findings labels gold_answers audit
 dropout attention decoder pretrained lora model

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,27 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import pyarrow.compute as pc
 
 from finetune import metrics
 from finetune.errors import ModelError
 from finetune.features import Features
 from finetune.record import Interval, SplitResults
 from finetune.rows import Rows
-from finetune.scoring.texts import answer_scores
+from finetune.tasks import answers
+from finetune.tasks.answers import IGNORED, gold_texts, open_questions
 from finetune.tasks.base import Batch, Case, Predictions, Task
 
 if TYPE_CHECKING:
     import torch
 
-    from finetune.inference.question_answering import Pieces, Ranked, Settings
+    from finetune.inference.question_answering import Settings
     from finetune.recipe import Recipe
 
 __all__ = ["SpanTask"]
-
-IGNORED = -100  # target of a window that teaches nothing
-BLOCK = 1000  # rows whose contexts are held at once
-FORMAT = 1  # of the features; another number leaves cached ones aside
 
 
 class SpanTask(Task):
@@ -59,7 +55,7 @@ class SpanTask(Task):
     def from_rows(cls, recipe: Recipe, splits: dict[str, Rows], labels: Sequence[str] | None = None) -> Self:
         del labels  # the head has none
         trained = [splits["train"]] if recipe.train is not None and "train" in splits else list(splits.values())
-        return cls(recipe, any(_open_questions(rows) for rows in trained))
+        return cls(recipe, any(open_questions(rows) for rows in trained))
 
     @property
     def settings(self) -> Settings:
@@ -71,10 +67,14 @@ class SpanTask(Task):
     # ---------------------------------------------------------------- rows to tensors
 
     def encoding_key(self) -> str:
-        return json.dumps({"task": self.name, "format": FORMAT} | self._lengths(), sort_keys=True)
+        from finetune.inference import question_answering
 
-    def _lengths(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self.settings).items() if name != "no_answer_threshold"}
+        code = [
+            hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+            for module in (question_answering, answers)
+        ]
+        lengths = [self.max_length, self.stride, self.settings.max_question_tokens]
+        return json.dumps({"task": self.name, "code": code, "lengths": lengths})
 
     def encode(self, batch: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
         """Windows as `cut` gives them, and `start`, `end`: target tokens in the window, int64 (n,)."""
@@ -89,8 +89,8 @@ class SpanTask(Task):
         columns = question_answering.cut(tokenizer, pieces, self.settings)
         row = columns["row"]
         truncated = np.array([one.question_cut for one in pieces], dtype=bool)[row]
-        bounds = [_answer_tokens(*one) for one in zip(pieces, batch["context"], batch["answers"], strict=True)]
-        start, end = _targets(np.array(bounds, dtype=np.int64)[row], columns)
+        bounds = [answers.answer_tokens(*one) for one in zip(pieces, batch["context"], batch["answers"], strict=True)]
+        start, end = answers.targets(np.array(bounds, dtype=np.int64)[row], columns)
         kept = {name: values for name, values in columns.items() if name not in ("first", "at", "size")}
         return kept | {"truncated": truncated, "start": start, "end": end}
 
@@ -149,12 +149,12 @@ class SpanTask(Task):
 
     def decode(self, outputs: dict[str, list[np.ndarray]], features: Features, rows: Rows) -> Predictions:
         """`ranked`: the best parts of each context; `best`: the text of the first; `gold`: texts, none where open."""
-        ranked = _ranked(outputs, features, len(rows))
+        ranked = answers.rank_features(outputs, features, len(rows))
         row = features.scalars["row"]
         counted = np.bincount(row, weights=features.scalars["start"] >= 0, minlength=len(rows))
         losses = np.bincount(row, weights=np.array(outputs["loss"], dtype=np.float64), minlength=len(rows))
-        best = _texts(ranked, rows)
-        arrays = {"gold": _gold(rows), "ranked": ranked, "best": best}
+        best = answers.best_texts(ranked, rows)
+        arrays = {"gold": gold_texts(rows), "ranked": ranked, "best": best}
         return Predictions(rows.column("id"), losses / np.maximum(counted, 1), arrays)
 
     def _answers(self, predictions: Predictions) -> list[dict[str, Any]]:
@@ -190,23 +190,10 @@ class SpanTask(Task):
         return metrics.answers(names or metrics.DEFAULTS["answers"], predictions.arrays["gold"], texts)
 
     def tune(self, predictions: Predictions) -> None:
-        """The threshold of "no answer" with the best F1; the one nearest to 0 where several are as good.
-
-        Source: `find_best_thresh` of SQuAD's official evaluate-v2.0.py, over F1.
-        """
-        gold, ranked = predictions.arrays["gold"], predictions.arrays["ranked"]
-        has_answer = np.array([bool(texts) for texts in gold])
-        if not self.may_be_open or has_answer.all() or not has_answer.any():
-            return
-        f1 = answer_scores(gold, [part["answer"] for part in predictions.arrays["best"]])[:, 1]
-        margin = ranked.null - ranked.score[:, 0]  # "no answer" where it is above the threshold
-        order = np.argsort(margin, kind="stable")
-        margin, change = margin[order], (f1 - ~has_answer)[order]
-        # One threshold below all margins, one between each two neighbours, one above all.
-        places = np.concatenate([margin[:1] - 1, (margin[:-1] + margin[1:]) / 2, margin[-1:] + 1])
-        total = np.concatenate([[0.0], np.cumsum(change)])
-        good = places[np.isfinite(places) & (total >= total.max() - 1e-9)]
-        self.threshold = round(float(good[np.abs(good).argmin()]), 4)
+        """Choose the threshold of "no answer", where the model may give none and the rows tell."""
+        gold, best = predictions.arrays["gold"], [part["answer"] for part in predictions.arrays["best"]]
+        if self.may_be_open and any(gold) and not all(gold):
+            self.threshold = answers.best_threshold(gold, best, predictions.arrays["ranked"])
 
     def baselines(self, splits: dict[str, Rows]) -> dict[str, dict[str, SplitResults]]:
         """Always "no answer", where questions may be open; the sentence that shares most words with the question."""
@@ -214,8 +201,8 @@ class SpanTask(Task):
         for name, rows in splits.items():
             if name == "train":
                 continue
-            gold = _gold(rows)
-            guesses = {"nearest_sentence": _nearest_sentences(rows)}
+            gold = gold_texts(rows)
+            guesses = {"nearest_sentence": answers.nearest_sentences(rows)}
             if self.may_be_open:
                 guesses["no_answer"] = [""] * len(rows)
             for method, texts in guesses.items():
@@ -327,82 +314,8 @@ class SpanTask(Task):
             windowed = int((np.bincount(found["row"], minlength=len(rows)) > 1).sum())
             cut = len(np.unique(found["row"][found["truncated"]]))
             lost = len(np.unique(found["row"][found["start"] < 0]))
-            parts = [f"{_open_questions(rows):,} without an answer", f"{windowed:,} longer than a window"]
+            parts = [f"{open_questions(rows):,} without an answer", f"{windowed:,} longer than a window"]
             parts += [f"{cut:,} with a question that is cut"] if cut else []
             parts += [f"{lost:,} whose answer has no token, left out of the loss"] if lost else []
             said.append(f"{name}: of {len(rows):,} questions, {', '.join(parts)}")
         return said
-
-
-def _open_questions(rows: Rows) -> int:
-    """How many questions have no answer."""
-    lengths = pc.list_value_length(pc.struct_field(rows.table.column("answers"), "text"))
-    return int(pc.sum(pc.equal(lengths, 0)).as_py() or 0)
-
-
-def _gold(rows: Rows) -> list[list[str]]:
-    texts: list[list[str]] = pc.struct_field(rows.table.column("answers"), "text").to_pylist()
-    return texts
-
-
-def _answer_tokens(pieces: Pieces, context: str, answers: dict[str, Any]) -> tuple[int, int]:
-    """First and last token of the context that the first answer touches.
-
-    Both -1 for a question without an answer, and IGNORED where no token lies in the answer.
-    """
-    if not answers["text"]:
-        return -1, -1
-    text, start = answers["text"][0], answers["answer_start"][0]
-    inner = text.strip()
-    start += len(text) - len(text.lstrip())
-    first = int(np.searchsorted(pieces.ends, start, "right"))
-    last = int(np.searchsorted(pieces.starts, start + len(inner), "left")) - 1
-    inside = 0 <= start <= len(context) - len(inner) and first <= last
-    return (first, last) if inside else (IGNORED, IGNORED)
-
-
-def _targets(bounds: np.ndarray, columns: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Target tokens of the windows; bounds: what `_answer_tokens` says of the row of each, int64 (n, 2)."""
-    first, last = (bounds - columns["first"][:, None]).T
-    inside = (bounds[:, 0] >= 0) & (first >= 0) & (last < columns["size"])
-    lost = bounds[:, 0] == IGNORED
-    start, end = (
-        np.where(lost, IGNORED, np.where(inside, columns["at"] + place, columns["null"])) for place in (first, last)
-    )
-    return start, end
-
-
-def _ranked(outputs: dict[str, list[np.ndarray]], features: Features, rows: int) -> Ranked:
-    from finetune.inference.question_answering import rank
-
-    begin, stop = np.stack(outputs["start"]), np.stack(outputs["end"])
-    offsets = features.sequences["offset_start"].offsets[:-1, None]
-    start = features.sequences["offset_start"].values[offsets + begin]
-    end = features.sequences["offset_end"].values[offsets + stop]
-    null = np.array(outputs["null"], dtype=np.float64)
-    score = np.stack(outputs["score"]).astype(np.float64)
-    return rank(score, start, end, null, features.scalars["row"], rows)
-
-
-def _texts(ranked: Ranked, rows: Rows) -> list[dict[str, Any]]:
-    """start, end and answer of the best part of each context."""
-    from finetune.inference.question_answering import whole
-
-    bounds = zip(ranked.start[:, 0].tolist(), ranked.end[:, 0].tolist(), strict=True)
-    found = []
-    for batch in rows.batches(BLOCK):
-        for context in batch["context"]:
-            start, end = whole(context, *next(bounds))
-            found.append({"start": start, "end": end, "answer": context[start:end]})
-    return found
-
-
-def _nearest_sentences(rows: Rows) -> list[str]:
-    """The sentence of each context that shares most words with the question; the first of several."""
-    found = []
-    for batch in rows.batches(BLOCK):
-        for question, context in zip(batch["question"], batch["context"], strict=True):
-            words = set(re.findall(r"\w+", question.lower()))
-            sentences = re.split(r"(?<=[.!?])\s+", context)
-            found.append(max(sentences, key=lambda one: len(words & set(re.findall(r"\w+", one.lower())))))
-    return found

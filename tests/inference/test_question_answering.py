@@ -131,6 +131,22 @@ def test_answers_are_whole_characters_without_white_space(tokenizer, context, an
     assert context[low:high] == answer
 
 
+@pytest.mark.parametrize(
+    ("text", "part", "grown"),
+    [
+        ("\U0001f469\u200d\U0001f469x", (0, 1), (0, 3)),
+        ("\U0001f469\u200d\U0001f469x", (2, 4), (0, 4)),
+        ("\U0001f44d\U0001f3fd!", (0, 1), (0, 2)),
+        ("e\u0301\u0323 a", (0, 1), (0, 3)),
+        ("cafe", (0, 2), (0, 2)),
+        ("\u0301a", (0, 1), (0, 1)),
+        ("ab", (2, 2), (2, 2)),
+    ],
+)
+def test_a_part_grows_to_whole_characters(text, part, grown):
+    assert qa.whole(text, *part) == grown
+
+
 def test_a_token_of_white_space_alone_can_neither_begin_nor_end_an_answer():
     tokenizer = span_material.byte_level()
     [pieces] = qa.read(tokenizer, ["who?"], ["anna \n\n ben"], SETTINGS)

@@ -17,7 +17,8 @@ from finetune.inference import question_answering as qa
 from finetune.recipe import load
 from finetune.record import RunRecord
 from finetune.tasks.base import Predictions
-from finetune.tasks.span import IGNORED, SpanTask
+from finetune.tasks.answers import IGNORED
+from finetune.tasks.span import SpanTask
 
 CONTEXT = "anna lives in paris . " * 6 + "dora works in quito ."
 
@@ -217,6 +218,13 @@ def test_the_threshold_is_the_best_of_all(ready):
             answers = [one["answer"] for one in ready.task._answers(predictions)]
             values.append(np.mean([(a in g) if g else a == "" for a, g in zip(answers, gold, strict=True)]))
         assert chosen == pytest.approx(max(values))
+
+
+def test_a_threshold_of_0_is_kept_where_none_is_better(ready):
+    ready.task.tune(fake(ready.task, [["rome"], []], ["rome", "lima"], [-1.0, 19.0]))
+    assert ready.task.threshold == 0.0
+    ready.task.tune(fake(ready.task, [["rome"], []], ["rome", "lima"], [4.0, 6.0]))
+    assert ready.task.threshold == 5.0
 
 
 def test_the_threshold_stays_where_nothing_can_be_learned(ready, tmp_path, encoder):
