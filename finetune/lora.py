@@ -104,21 +104,10 @@ def _targets(model: Any, block: LoraBlock, new_modules: list[str]) -> list[str]:
 def save_adapter(model: Any, folder: Path, base: str | None) -> None:
     """Write adapter and new weights as PEFT loads them; `base` is the public name of the base checkpoint.
 
-    Weights that a new module shares with the base (word embeddings) are left out: PEFT takes them from there.
+    Word embeddings that a new module shares with the base are in it once more: PEFT loads whole modules only.
     """
-    from safetensors.torch import load_file, save_file
-
     model.save_pretrained(folder, safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card carries the local path of the base model
-    frozen = {
-        name.replace(".modules_to_save.default.", ".")
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if ".modules_to_save.default." in name and not parameter.requires_grad
-    }
-    weights = folder / "adapter_model.safetensors"
-    if frozen:
-        kept = {name: tensor for name, tensor in load_file(weights).items() if name not in frozen}
-        save_file(kept, weights, metadata={"format": "pt"})
     path = folder / "adapter_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["base_model_name_or_path"] = base

@@ -86,3 +86,34 @@ def test_random_keys_differ_by_every_part():
     }
     assert len(keys) == 16
     assert all(0 <= key < 2**63 for key in keys)
+
+
+def slots(batches, widths):
+    return sum(len(batch) * int(widths[batch].max(axis=0).sum()) for batch in batches)
+
+
+def two_widths(n=8000, seed=0):
+    """Sources and targets that are long together, as far as they are."""
+    draw = np.random.default_rng(seed)
+    source = draw.integers(5, 60, n)
+    return np.stack([source, np.clip(source // 2 + draw.integers(-4, 12, n), 2, None)], axis=1)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_rows_of_a_batch_are_alike_in_source_and_target(size):
+    widths = two_widths()
+    batches = epoch_batches(widths, size, seed=0, epoch=0)
+    assert np.sort(np.concatenate(batches)).tolist() == list(range(len(widths)))
+    assert max(map(len, batches)) == size
+    assert sum(len(batch) < size for batch in batches) <= -(-len(widths) // (400 * size))
+    assert 1 - widths.sum() / slots(batches, widths) < 0.05
+    means = np.array([widths[batch].sum(axis=1).mean() for batch in batches])
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2
+
+
+def test_tokens_of_a_batch_count_source_and_target_with_their_padding():
+    widths = two_widths(2000)
+    batches = epoch_batches(widths, None, seed=0, epoch=0, batch_tokens=600)
+    assert np.sort(np.concatenate(batches)).tolist() == list(range(len(widths)))
+    assert max(slots([batch], widths) for batch in batches) <= 600
+    assert 1 - widths.sum() / slots(batches, widths) < 0.1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import ModelError
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
     from finetune.recipe_model import GenerationBlock
 
-__all__ = ["WRAPPING", "generate", "generation_config", "set_languages", "shift_right", "stated"]
+__all__ = ["SETTINGS", "WRAPPING", "generate", "generation_config", "set_languages", "shift_right"]
 
 # Families whose decoder starts with the last token of the target, which names its language.
 # Source: shift_tokens_right of their modeling files.
@@ -94,16 +93,3 @@ def generate(model: Any, inputs: dict[str, torch.Tensor], **arguments: Any) -> t
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         return text_to_text.generate(model, inputs, **arguments)
-
-
-def stated(settings: GenerationBlock, longest: int) -> str:
-    """One sentence on how outputs are generated."""
-    how = f"a beam search with {settings.num_beams} beams" if settings.num_beams > 1 else "greedy search"
-    if settings.do_sample:
-        how = f"sampling ({settings.num_beams} beams)" if settings.num_beams > 1 else "sampling"
-    given = {name: getattr(settings, name) for name in SETTINGS if getattr(settings, name) is not None}
-    extra = f", {json.dumps(given)}" if given else ""
-    return (
-        f"Outputs are written by {how}, at most {settings.max_new_tokens or longest} tokens{extra}; the settings stand"
-        " in `generation_config.json`, and each can be given to the call instead."
-    )

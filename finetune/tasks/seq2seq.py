@@ -15,7 +15,7 @@ from finetune.errors import ModelError
 from finetune.features import Features
 from finetune.record import Interval, SplitResults
 from finetune.rows import Rows
-from finetune.tasks import decoding
+from finetune.tasks import decoding, text_facts
 from finetune.tasks.base import Batch, Case, Predictions, Task, encode_texts
 
 if TYPE_CHECKING:
@@ -25,18 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Seq2SeqTask"]
 
+SAMPLE = 200  # targets passed through the tokenizer to see what it keeps of them
 IGNORED = -100  # the label of padding, as transformers and torch write it
 CLASSES = {
     "summarization": "SummarizationPipeline",
     "translation": "TranslationPipeline",
     "text2text-generation": "Text2TextGenerationPipeline",
 }
-METRICS = {
-    "summarization": ("rougeL", "rouge1", "rouge2"),
-    "translation": ("bleu", "chrf"),
-    "text2text-generation": ("chrf", "exact_match", "bleu"),
-}
-"""The metrics of a recipe that names none; the first of them selects the best checkpoint."""
 
 
 class Seq2SeqTask(Task):
@@ -65,7 +60,7 @@ class Seq2SeqTask(Task):
         self.prefix = recipe.data.prefix
         self.languages = recipe.data.languages
         self.smoothing = recipe.train.label_smoothing if recipe.train is not None else 0.0
-        self.metrics = list(recipe.evaluate.metrics or METRICS[self.pipeline])
+        self.metrics = list(recipe.evaluate.metrics or text_facts.METRICS[self.pipeline])
 
     @classmethod
     def from_rows(cls, recipe: Recipe, splits: dict[str, Rows], labels: Sequence[str] | None = None) -> Self:
@@ -76,7 +71,7 @@ class Seq2SeqTask(Task):
 
     @classmethod
     def in_backbone(cls, model: Any, name: str) -> bool:
-        if not hasattr(model, "decoder"):  # T5, BART and their relatives: all but the head is one pretrained model
+        if model.config.model_type != "encoder-decoder":  # T5, BART, …: all but the head is one pretrained model
             return "lm_head." not in name and not name.startswith("final_logits_bias")
         new = ("crossattention", "cross_attn", "crossattn", "enc_to_dec_proj")
         own = f"decoder.{model.decoder.base_model_prefix}."
@@ -84,19 +79,7 @@ class Seq2SeqTask(Task):
 
     @classmethod
     def unfit(cls, name: str, config: Any) -> str:
-        import transformers
-
-        encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-        if encoder:
-            return (
-                f"model.checkpoint: {name} is an encoder ({config.model_type!r}), it writes no text; give it a decoder:"
-                " add model.decoder: same (or a checkpoint with the same vocabulary), or start from an encoder-decoder"
-                " such as T5, BART or Marian"
-            )
-        return (
-            f"model.checkpoint: {name} is of type {config.model_type!r}, which has no encoder; text to text is trained"
-            " on encoder-decoders (T5, BART, Marian, mBART, …), or on an encoder with model.decoder: same"
-        )
+        return text_facts.unfit(name, config)
 
     def fit_to(self, config: Any, tokenizer: Any) -> None:
         own = getattr(config, "decoder", None) or config
@@ -231,11 +214,13 @@ class Seq2SeqTask(Task):
     # ---------------------------------------------------------------- scores
 
     def default_metric(self) -> str:
-        return "loss" if self.settings.loss_only else METRICS[self.pipeline][0]
+        return "loss" if self.settings.loss_only else text_facts.METRICS[self.pipeline][0]
 
     def score(self, predictions: Predictions, names: Sequence[str] | None = None) -> dict[str, Interval]:
         texts = predictions.arrays["texts"]
-        wanted = [name for name in names or METRICS[self.pipeline] if name != "loss"]  # the loss is there anyway
+        wanted = [
+            name for name in names or text_facts.METRICS[self.pipeline] if name != "loss"
+        ]  # the loss is there anyway
         if texts is None or not wanted:
             return {}
         return metrics.texts(wanted, self._references(predictions.arrays["gold"]), texts)
@@ -260,22 +245,10 @@ class Seq2SeqTask(Task):
 
     def survey(self, splits: dict[str, Rows], features: dict[str, Features], tokenizer: Any) -> list[str]:
         del tokenizer  # the one that fit_to was given
-        found = []
-        for split, one in features.items():
-            cut = int(one.scalars["target_truncated"].sum())
-            if cut:
-                what = f"{split}: of {len(one):,} targets, {cut:,} are longer than {self.max_target_length} tokens"
-                found.append(f"{what} and cut there; scores compare with the whole text")
+        found = text_facts.cut_targets(features, self.max_target_length)
         name, rows = next(iter(splits.items()))
-        sample = rows.column("target")[:200]
-        changed = sum(a != b for a, b in zip(sample, self._through_tokenizer(sample), strict=True))
-        if changed:
-            found.append(
-                f"{name}: {changed} of the first {len(sample)} targets are not what they were after the tokenizer"
-                " (upper case, spaces or characters that it does not keep): the model can never write them; with"
-                " evaluate.generation.references: tokenizer, scores compare with what it can write"
-            )
-        return found
+        sample = rows.column("target")[:SAMPLE]
+        return found + text_facts.changed_targets(name, sample, self._through_tokenizer(sample))
 
     # ---------------------------------------------------------------- the published model
 
@@ -299,12 +272,7 @@ class Seq2SeqTask(Task):
 
     def snippet(self, rows: Rows) -> str:
         del rows  # rows of the data set are not published
-        verb = {"summarization": "summarize", "translation": "translate"}.get(self.pipeline, "rewrite")
-        return (
-            "from transformers import pipeline\n\n"
-            f'{verb} = pipeline("{self.pipeline}", model="{{model}}", trust_remote_code=True)\n'
-            f'print({verb}("Your text."))'
-        )
+        return text_facts.snippet(self.pipeline)
 
     @classmethod
     def make_pipeline(cls, folder: Path, config: Any) -> Any:
@@ -332,22 +300,12 @@ class Seq2SeqTask(Task):
         return [output[f"{pipe.return_name}_text"] for output in outputs]
 
     def notes(self) -> list[str]:
-        lines = [
-            f"The pipeline cuts texts at {self.max_length} tokens, as in training.",
-            decoding.stated(self.settings, self.max_target_length),
-            "Not for the pipeline `text-generation`: it would run, and silently cut what the model writes.",
-            "What the model writes can be wrong or made up, however fluent it is: check it against the source.",
-        ]
-        if self.prefix:
-            lines.insert(0, f"Give the bare text: the pipeline itself puts the prefix {self.prefix!r} before it.")
-        if self.settings.loss_only:
-            return lines
-        if self.settings.references == "tokenizer":
-            lines.append(
-                "The targets were passed through the tokenizer before they were compared: what it does not keep, such"
-                " as upper case, does not count."
-            )
-        return lines + [f"{name}: {how}." for name, how in metrics.signatures(self.metrics).items()]
+        return text_facts.notes(
+            self.settings,
+            self.metrics,
+            prefix=self.prefix,
+            lengths=(self.max_length, self.settings.max_new_tokens or self.max_target_length),
+        )
 
     def export(self, folder: Path) -> None:
         from transformers import GenerationConfig
