@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,8 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 
-from finetune import attention, checkpoint, evaluation, finish, hardware, loop, lora, model, optim, services
+from finetune import attention, checkpoint, finish, hardware, loop, lora, model, optim, services
+from finetune.callbacks import Callbacks
 from finetune.carbon import Carbon
 from finetune.checkpoint import Progress, Snapshot
 from finetune.errors import FinetuneError, OutputError, Preempted, PublishError, RecipeError
@@ -23,7 +23,7 @@ from finetune.job import Job
 from finetune.preparation import Prepared, facts, prepare
 from finetune.recipe import Recipe, difference, load
 from finetune.record import Emissions, ModelFacts, RunRecord, Tracker
-from finetune.session import SaveSchedule, agree_on, build_accelerator, choose, make_plan, space_needed
+from finetune.session import agree_on, build_accelerator, choose, make_plan, space_needed
 from finetune.signals import stop_requests
 from finetune.tracking import Tracking
 
@@ -165,7 +165,7 @@ def _train(job: Job) -> RunRecord:
     restore_model = attention.install(net) if job.state.device.type == "cpu" else lambda: None
     chosen = _choose(job, ready, net, carried)
     tracking = _tracking(job, carried) if job.main else None
-    callbacks = _Callbacks(job, ready, meter, tracking, chosen)
+    callbacks = Callbacks(job, ready, meter, tracking, chosen)
     fit = _fit(job, ready, net, chosen, saved, callbacks)
     fit.restore_model = restore_model
     try:
@@ -291,7 +291,7 @@ def _choose(job: Job, ready: Prepared, net: Any, carried: dict[str, Any]) -> dic
 
 
 def _fit(
-    job: Job, ready: Prepared, net: Any, chosen: dict[str, Any], saved: Snapshot | None, callbacks: _Callbacks
+    job: Job, ready: Prepared, net: Any, chosen: dict[str, Any], saved: Snapshot | None, callbacks: Callbacks
 ) -> loop.Fit:
     """Everything the loop needs, at the step to continue from."""
     settings = job.recipe.train
@@ -332,92 +332,6 @@ def _fit(
     if saved is not None:
         loop.restore(fit, saved)
     return fit
-
-
-class _Callbacks:
-    """What the loop asks for between its steps: evaluate, log, save."""
-
-    fit: loop.Fit
-    select_on: str
-
-    def __init__(
-        self, job: Job, ready: Prepared, meter: Carbon, tracking: Tracking | None, chosen: dict[str, Any]
-    ) -> None:
-        self.job, self.ready, self.meter, self.tracking, self.chosen = job, ready, meter, tracking, chosen
-        self.saves: SaveSchedule | None = None
-
-    def schedule(self, every: int | str, net: Any) -> Any:
-        """The function that says when a save is due."""
-        trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
-        self.saves = SaveSchedule(every, expected_bytes=16 * trained)
-        return self.saves.due
-
-    def evaluate(self) -> float | None:
-        """Score validation; the value of the selecting metric, the same on every process."""
-        job, ready = self.job, self.ready
-        accelerator = self.fit.accelerator
-        with self.meter.phase("evaluate"):
-            predictions = evaluation.predict_split(
-                accelerator,
-                accelerator.unwrap_model(self.fit.model),
-                ready.task,
-                ready.tokenizer,
-                ready.features["validation"],
-                ready.splits["validation"],
-                job.events,
-            )
-            value: float | None = None
-            if predictions is not None:
-                ready.task.tune(predictions)
-                values = evaluation.values(
-                    ready.task, predictions, [self.select_on, *(job.recipe.evaluate.metrics or [])]
-                )
-                value = values.get(self.select_on)
-                self._write(values, "validation")
-        agreed: float | None = agree_on(value, job.state)
-        return agreed
-
-    def log(self, values: dict[str, float]) -> None:
-        """One line of the training loss."""
-        if self.job.main:
-            self._write(values, "train")
-
-    def _write(self, values: Mapping[str, float | None], split: str) -> None:
-        progress, fit = self.fit.progress, self.fit
-        line = {
-            "step": progress.step,
-            "epoch": round(fit.plan.epochs_done(progress.step), 6),
-            "examples": progress.examples,
-            "tokens": progress.tokens,
-            "seconds": round(progress.seconds, 3),
-            "split": split,
-            "values": values,
-        }
-        self.job.folder.append_metrics(line)
-        progress.metrics_lines += 1
-        self.job.events.progress(
-            "train", progress.step, fit.plan.steps, {f"{split} {k}": v for k, v in values.items() if v is not None}
-        )
-        if self.tracking is not None:
-            self.tracking.log(
-                {f"{split}/{key}": value for key, value in values.items() if value is not None}, progress.step
-            )
-
-    def save(self, snapshot: Snapshot) -> None:
-        """Commit a checkpoint; on the main process only."""
-        if not self.job.main:
-            return
-        started = time.perf_counter()
-        progress = snapshot.progress
-        progress.carried = {
-            "chosen": self.chosen,
-            "emissions": self.meter.snapshot().model_dump(),
-            "tracking": {} if self.tracking is None else {k: v.model_dump() for k, v in self.tracking.ids().items()},
-        }
-        assert self.job.recipe.train is not None
-        checkpoint.save(self.job.folder.checkpoints, snapshot, max(2, self.job.recipe.train.keep_last))
-        if self.saves is not None:
-            self.saves.saved(time.perf_counter() - started)
 
 
 def push(

@@ -41,7 +41,7 @@ trackers tracking
 loop
 public_names figures markdown card_rules front_matter card_prose card_training card
 stranger verification allowlist courier publish
-folder hardware evaluation preparation session job finish services run
+folder hardware evaluation preparation session job callbacks finish services run
 assessment checking prediction
 shipped tables console cli
 finetune

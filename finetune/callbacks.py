@@ -1,0 +1,103 @@
+"""What the loop asks of its run between two steps: evaluate, log, save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from finetune import checkpoint, evaluation, loop
+from finetune.carbon import Carbon
+from finetune.checkpoint import Snapshot
+from finetune.job import Job
+from finetune.preparation import Prepared
+from finetune.session import SaveSchedule, agree_on
+from finetune.tracking import Tracking
+
+__all__ = ["Callbacks"]
+
+
+class Callbacks:
+    """Bound to one run; `fit` and `select_on` are set before the loop starts."""
+
+    fit: loop.Fit
+    select_on: str
+
+    def __init__(
+        self, job: Job, ready: Prepared, meter: Carbon, tracking: Tracking | None, chosen: dict[str, Any]
+    ) -> None:
+        self.job, self.ready, self.meter, self.tracking, self.chosen = job, ready, meter, tracking, chosen
+        self.saves: SaveSchedule | None = None
+
+    def schedule(self, every: int | str, net: Any) -> Callable[[int], bool]:
+        """The function that says when a save is due."""
+        trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+        self.saves = SaveSchedule(every, expected_bytes=16 * trained)
+        return self.saves.due
+
+    def evaluate(self) -> float | None:
+        """Score validation; the value of the selecting metric, the same on every process."""
+        job, ready = self.job, self.ready
+        accelerator = self.fit.accelerator
+        with self.meter.phase("evaluate"):
+            predictions = evaluation.predict_split(
+                accelerator,
+                accelerator.unwrap_model(self.fit.model),
+                ready.task,
+                ready.tokenizer,
+                ready.features["validation"],
+                ready.splits["validation"],
+                job.events,
+            )
+            value: float | None = None
+            if predictions is not None:
+                ready.task.tune(predictions)
+                values = evaluation.values(
+                    ready.task, predictions, [self.select_on, *(job.recipe.evaluate.metrics or [])]
+                )
+                value = values.get(self.select_on)
+                self._write(values, "validation")
+        agreed: float | None = agree_on(value, job.state)
+        return agreed
+
+    def log(self, values: dict[str, float]) -> None:
+        """One line of the training loss."""
+        if self.job.main:
+            self._write(values, "train")
+
+    def _write(self, values: Mapping[str, float | None], split: str) -> None:
+        progress, fit = self.fit.progress, self.fit
+        line = {
+            "step": progress.step,
+            "epoch": round(fit.plan.epochs_done(progress.step), 6),
+            "examples": progress.examples,
+            "tokens": progress.tokens,
+            "seconds": round(progress.seconds, 3),
+            "split": split,
+            "values": values,
+        }
+        self.job.folder.append_metrics(line)
+        progress.metrics_lines += 1
+        self.job.events.progress(
+            "train", progress.step, fit.plan.steps, {f"{split} {k}": v for k, v in values.items() if v is not None}
+        )
+        if self.tracking is not None:
+            self.tracking.log(
+                {f"{split}/{key}": value for key, value in values.items() if value is not None}, progress.step
+            )
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Commit a checkpoint; on the main process only."""
+        if not self.job.main:
+            return
+        started = time.perf_counter()
+        progress = snapshot.progress
+        progress.carried = {
+            "chosen": self.chosen,
+            "emissions": self.meter.snapshot().model_dump(),
+            "tracking": {} if self.tracking is None else {k: v.model_dump() for k, v in self.tracking.ids().items()},
+        }
+        assert self.job.recipe.train is not None
+        checkpoint.save(self.job.folder.checkpoints, snapshot, max(2, self.job.recipe.train.keep_last))
+        if self.saves is not None:
+            self.saves.saved(time.perf_counter() - started)
