@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune import publish, tracking
 from finetune.carbon import known_country, suggest_countries
-from finetune.card_rules import LICENSES
+from finetune.card.rules import LICENSES
 from finetune.errors import FinetuneError
 from finetune.folder import RunFolder
 from finetune.recipe import Recipe

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from finetune.allowlist import allowed, pattern, redact
 from finetune.errors import PublishError
+from finetune.publish.allowlist import allowed, pattern, redact
 
 TOKEN = "hf_" + "Q7" * 17
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from finetune.carbon import Carbon, combine, known_country, suggest_countries, write_csv
-from finetune.emissions import COLUMNS, from_measurement
+from finetune.carbon.emissions import COLUMNS, from_measurement
 from finetune.record import Emissions
 
 FRANCE_KG_PER_KWH = 0.056039  # codecarbon 3.3.2, data/private_infra/global_energy_mix.json

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from row_recipes import jsonl, make, write
 
-from finetune import data, parse
+from finetune import data
+from finetune.data import parsing as parse
 from finetune.errors import DataError, StorageError
 from finetune.features import Features
 from finetune.rows import Rows
@@ -237,7 +238,7 @@ def test_conll_in_a_tsv_file_when_columns_are_numbers(tmp_path):
 
 
 def test_a_sentence_may_go_over_blocks_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("finetune.readers.BLOCK_BYTES", 16)
+    monkeypatch.setattr("finetune.data.readers.BLOCK_BYTES", 16)
     content = "\n".join(f"token{i} T{i}" + ("\n" if i % 5 == 4 else "") for i in range(20)) + "\n"
     found = sentences(tmp_path, "a.conll", content)
     assert [len(tokens) for tokens, _ in found] == [5, 5, 5, 5]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune.figures import amount, count, duration, interval, score, share, size
+from finetune.card.figures import amount, count, duration, interval, score, share, size
 from finetune.record import Interval
 
 

@@ -12,8 +12,8 @@ import yaml
 from card_facts import recipe, record
 from ruamel.yaml import YAML
 
-from finetune.card_rules import LICENSES, check_front_matter
-from finetune.front_matter import dump, front_matter
+from finetune.card.metadata import dump, front_matter
+from finetune.card.rules import LICENSES, check_front_matter
 
 WORDS = [
     "no", "No", "NO", "yes", "on", "Off", "y", "n", "null", "~", "true", "False", "1e5", "1E-5", "0x1F", "0o17", "017",

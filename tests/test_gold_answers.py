@@ -5,8 +5,8 @@ import json
 import pytest
 
 from finetune import audit, data
+from finetune.audit.gold_answers import RADIUS
 from finetune.errors import DataError
-from finetune.gold_answers import RADIUS
 from finetune.recipe import load
 
 CONTEXT = "Ada lives in Paris. Bob lives in Rome. " + "x" * 3 * RADIUS + " Cleo lives in Rome."

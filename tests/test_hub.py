@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from row_recipes import make, write
 
-from finetune import data, hub
+from finetune import data
+from finetune.data import hub
+from finetune.data.hub import HubSet
 from finetune.errors import DataError
-from finetune.hub import HubSet
 
 TESTS = Path(__file__).parent
 

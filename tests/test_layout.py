@@ -20,7 +20,8 @@ PACKAGE = Path(__file__).parents[1] / "finetune"
 # before it were split off from it. A new module gets its place here.
 PLAN = """
 errors
-yaml_lines recipe_types recipe_blocks recipe_tables recipe_model recipe_keys recipe_rules recipe_errors overrides recipe
+recipe.yaml_lines recipe.types recipe.blocks recipe.tables recipe.model recipe.keys recipe.rules
+recipe.messages recipe.overrides recipe
 record
 events signals fresh logins store rows
 features
@@ -30,17 +31,17 @@ tasks.base
 tasks.sequence
 tasks.tagging tasks.words tasks.windows tasks.grouping tasks.gold tasks.tag_facts tasks.tagger tasks.token
 tasks.answers tasks.span tasks.decoding tasks.text_facts tasks.seq2seq tasks
-problems readers conll values columns parse files hub splits data
-findings labels gold_answers audit
+data.problems data.readers data.conll data.values data.columns data.parsing data.files data.hub data.splits data
+audit.findings audit.labels audit.gold_answers audit
 dropout attention decoder pretrained lora model
 batching
 optim
 checkpoint
-meter emissions carbon
-trackers tracking
+carbon.meter carbon.emissions carbon
+tracking.trackers tracking
 loop
-public_names figures markdown card_rules front_matter card_prose card_training card
-stranger verification allowlist courier publish
+card.public_names card.figures card.markdown card.rules card.metadata card.wording card.training card
+publish.stranger publish.verification publish.allowlist publish.courier publish
 folder hardware evaluation preparation session job callbacks finish services run
 assessment checking prediction
 shipped tables console cli
@@ -51,7 +52,7 @@ ORDER = PLAN.split()
 
 TASKS = {"sequence", "token", "span", "seq2seq"}
 KNOW_TASKS = ("recipe", "tasks", "inference")
-OTHER_MEANINGS = {("allowlist", "token")}  # the file in which the Hub's login store keeps a token
+OTHER_MEANINGS = {("publish.allowlist", "token")}  # the file in which the Hub's login store keeps a token
 
 HEAVY = {
     "accelerate", "codecarbon", "datasets", "evaluate", "numpy", "pandas", "peft", "pyarrow", "scipy", "sklearn",
@@ -157,7 +158,7 @@ def task_words(source: str) -> set[str]:
 def knows_tasks(module: str) -> bool:
     """Whether a module may name tasks: the recipe, with what was split off from it, the tasks, their inference."""
     first = module.split(".")[0]
-    return first in KNOW_TASKS or first.startswith("recipe_")
+    return first in KNOW_TASKS
 
 
 def test_only_recipe_tasks_and_inference_name_tasks():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from markdown_it import MarkdownIt
 
-from finetune.markdown import bullets, code, fence, link, prose, table, text
+from finetune.card.markdown import bullets, code, fence, link, prose, table, text
 
 NASTY = [
     "<b>x</b>",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from card_facts import recipe
 
-from finetune.public_names import (
+from finetune.card.public_names import (
     base_model,
     dataset_id,
     dataset_name,

@@ -10,7 +10,7 @@ import pytest
 
 from finetune.errors import RecipeError
 from finetune.recipe import METRICS, ROLES, Recipe, difference, is_local, load, schema
-from finetune.recipe_tables import PROBLEM_METRICS
+from finetune.recipe.tables import PROBLEM_METRICS
 from finetune.scoring.names import NAMES
 
 CONTRACT = """\

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import tiny_export
 
-import finetune.stranger
+import finetune.publish.stranger
 
-PROGRAM = Path(finetune.stranger.__file__)
+PROGRAM = Path(finetune.publish.stranger.__file__)
 PIPELINE = """
 import os
 import sys

@@ -23,8 +23,8 @@ from ruamel.yaml import YAML
 from finetune import tracking
 from finetune.recipe import TrackBlock, WandbBlock
 from finetune.record import Best, Emissions, Interval, RunRecord, SplitResults
-from finetune.trackers import TensorBoard, Wandb
 from finetune.tracking import Tracking, preflight
+from finetune.tracking.trackers import TensorBoard, Wandb
 
 KEY = "canarykey" + "0" * 40
 CONFIG = {"task": "sequence", "train": {"learning_rate": 5e-5}}

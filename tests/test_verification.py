@@ -10,8 +10,8 @@ from hub_server import HubServer
 
 from finetune.errors import PublishError
 from finetune.fresh import Reply
+from finetune.publish.verification import compare, load_remote, read_cases, verify
 from finetune.tasks.base import Case
-from finetune.verification import compare, load_remote, read_cases, verify
 
 TASK = "text-classification"
 

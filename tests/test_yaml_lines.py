@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from finetune.yaml_lines import MAX_DEPTH, MAX_LINE, dump, read, scalar
+from finetune.recipe.yaml_lines import MAX_DEPTH, MAX_LINE, dump, read, scalar
 
 
 def problems(text: str | bytes) -> list[tuple[int | None, str, str]]:
@@ -122,7 +122,7 @@ def test_attacks_are_over_in_a_second(name):
 def test_attacks_take_no_memory():
     code = (
         "import resource, sys\n"
-        "from finetune.yaml_lines import read\n"
+        "from finetune.recipe.yaml_lines import read\n"
         "read(b'a: 1')\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for text in eval(sys.stdin.read()): read(text.encode())\n"

@@ -11,7 +11,7 @@ from finetune.inference import text_to_text
 if TYPE_CHECKING:
     import torch
 
-    from finetune.recipe_model import GenerationBlock
+    from finetune.recipe.model import GenerationBlock
 
 __all__ = ["SETTINGS", "WRAPPING", "generate", "generation_config", "set_languages", "shift_right"]
 

@@ -11,7 +11,7 @@ from finetune.features import Features
 from finetune.tasks.decoding import SETTINGS
 
 if TYPE_CHECKING:
-    from finetune.recipe_model import GenerationBlock
+    from finetune.recipe.model import GenerationBlock
 
 __all__ = ["METRICS", "changed_targets", "cut_targets", "notes", "snippet", "unfit"]
 

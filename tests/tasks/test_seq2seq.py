@@ -157,7 +157,7 @@ def test_sampling_repeats_and_leaves_the_generator_alone(tmp_path, t5):
 def test_settings_of_the_recipe_replace_those_of_the_checkpoint():
     from transformers import GenerationConfig
 
-    from finetune.recipe_model import GenerationBlock
+    from finetune.recipe.model import GenerationBlock
 
     base = GenerationConfig(max_length=512, num_beams=6, early_stopping=True, length_penalty=2.0, bad_words_ids=[[7]])
     tokenizer = tiny_export.tokenizer()

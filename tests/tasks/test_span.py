@@ -16,8 +16,8 @@ from finetune.events import Events
 from finetune.inference import question_answering as qa
 from finetune.recipe import load
 from finetune.record import RunRecord
-from finetune.tasks.base import Predictions
 from finetune.tasks.answers import IGNORED
+from finetune.tasks.base import Predictions
 from finetune.tasks.span import SpanTask
 
 CONTEXT = "anna lives in paris . " * 6 + "dora works in quito ."

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from finetune.recipe_model import Recipe
-from finetune.recipe_types import Expect
-from finetune.yaml_lines import KeyPath, dotted
+from finetune.recipe.model import Recipe
+from finetune.recipe.types import Expect
+from finetune.recipe.yaml_lines import KeyPath, dotted
 
 __all__ = [
     "accepts",

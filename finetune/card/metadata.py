@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
-from finetune.figures import score
-from finetune.public_names import (
+from finetune.card.figures import score
+from finetune.card.public_names import (
     base_model,
     dataset_id,
     dataset_name,

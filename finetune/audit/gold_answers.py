@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from finetune.audit.findings import Findings, blocks
 from finetune.data import subset
-from finetune.findings import Findings, blocks
+from finetune.data.values import shown
 from finetune.recipe import Recipe
 from finetune.rows import Rows
-from finetune.values import shown
 
 __all__ = ["RADIUS", "check"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune import fresh
-from finetune.allowlist import allowed, pattern, redact
 from finetune.errors import PublishError
+from finetune.publish.allowlist import allowed, pattern, redact
+from finetune.publish.verification import VerifyResult, load_remote, read_cases, verify
 from finetune.record import Published
 from finetune.tasks.base import Case
-from finetune.verification import VerifyResult, load_remote, read_cases, verify
 
 __all__ = [
     "Case",

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune import gold_answers, labels
+from finetune.audit import gold_answers, labels
+from finetune.audit.findings import SHOWN_ROWS, Findings, blocks
 from finetune.data import subset
-from finetune.findings import SHOWN_ROWS, Findings, blocks
 from finetune.recipe import Recipe
 from finetune.rows import Rows
 

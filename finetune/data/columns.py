@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from finetune.data.values import MISSING, TYPE_WORDS, shown
 from finetune.errors import DataError
-from finetune.values import MISSING, TYPE_WORDS, shown
 
 __all__ = ["ColumnTypes", "Roles", "check_dots", "declared_names", "pick", "resolve"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune import recipe_keys as keys
-from finetune.yaml_lines import KeyPath, Problem, dotted
+from finetune.recipe import keys
+from finetune.recipe.yaml_lines import KeyPath, Problem, dotted
 
 __all__ = ["explain", "found"]
 

@@ -14,17 +14,16 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from finetune import columns, conll, files, hub, readers, splits, values
-from finetune import parse as parsing
-from finetune.columns import Roles
+from finetune.data import columns, conll, files, hub, parsing, readers, splits, values
+from finetune.data.columns import Roles
+from finetune.data.files import File, find
+from finetune.data.hub import HubSet, HubSplit
+from finetune.data.parsing import PLACES, Mapping, parse
+from finetune.data.problems import Problems
 from finetune.errors import DataError
 from finetune.features import Features, FeatureWriter, read_features
-from finetune.files import File, find
-from finetune.hub import HubSet, HubSplit
-from finetune.parse import PLACES, Mapping, parse
-from finetune.problems import Problems
 from finetune.recipe import Recipe, is_local
-from finetune.recipe_tables import EXTRA_ROLES, ROLE_SETS
+from finetune.recipe.tables import EXTRA_ROLES, ROLE_SETS
 from finetune.rows import Rows, take_batches
 from finetune.store import cache_folder, entry, key_of
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
-from finetune.recipe_blocks import DataBlock, ModelBlock, TrainBlock
-from finetune.recipe_types import Block, Count, Expect, Positive, Switch, Text, is_local
-from finetune.yaml_lines import dump
+from finetune.recipe.blocks import DataBlock, ModelBlock, TrainBlock
+from finetune.recipe.types import Block, Count, Expect, Positive, Switch, Text, is_local
+from finetune.recipe.yaml_lines import dump
 
 __all__ = [
     "CarbonBlock",

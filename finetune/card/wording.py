@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune.figures import count, interval, share
-from finetune.markdown import code, text
-from finetune.public_names import base_model, metric_name
+from finetune.card.figures import count, interval, share
+from finetune.card.markdown import code, text
+from finetune.card.public_names import base_model, metric_name
 from finetune.recipe import Recipe
 from finetune.record import ModelFacts, RunRecord
 

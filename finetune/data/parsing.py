@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from finetune.columns import ColumnTypes, Roles, check_dots, pick, resolve
+from finetune.data.columns import ColumnTypes, Roles, check_dots, pick, resolve
+from finetune.data.problems import Problems
+from finetune.data.readers import Block
+from finetune.data.values import Bad, convert
 from finetune.errors import DataError
-from finetune.problems import Problems
-from finetune.readers import Block
-from finetune.values import Bad, convert
 
 __all__ = ["PLACES", "ContentHash", "Mapping", "Parsed", "Source", "parse"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from finetune.figures import count, duration, share, size
-from finetune.markdown import HUB, bullets, code, link, table, text
-from finetune.public_names import base_model, dataset_id, hub_id, place_name, source_name
+from finetune.card.figures import count, duration, share, size
+from finetune.card.markdown import HUB, bullets, code, link, table, text
+from finetune.card.public_names import base_model, dataset_id, hub_id, place_name, source_name
 from finetune.recipe import Recipe
 from finetune.record import ModelFacts, Names, RunRecord, SplitFacts
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from finetune.emissions import add, combine, from_measurement, known_country, suggest_countries, write_csv
+from finetune.carbon.emissions import add, combine, from_measurement, known_country, suggest_countries, write_csv
 from finetune.record import Emissions
 
 __all__ = ["Carbon", "combine", "known_country", "suggest_countries", "write_csv"]

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune.card_prose import limitations, purpose, uses
-from finetune.card_rules import check_front_matter
-from finetune.card_training import checkpoint_link, hardware, head_swap, procedure, training_data
-from finetune.figures import amount, count, interval, score
-from finetune.front_matter import dump, front_matter, splits
-from finetune.markdown import HUB, bullets, code, fence, link, prose, table, text
-from finetune.public_names import (
+from finetune.card.figures import amount, count, interval, score
+from finetune.card.markdown import HUB, bullets, code, fence, link, prose, table, text
+from finetune.card.metadata import dump, front_matter, splits
+from finetune.card.public_names import (
     dataset_id,
     dataset_name,
     metric_name,
     model_name,
     public_recipe,
 )
+from finetune.card.rules import check_front_matter
+from finetune.card.training import checkpoint_link, hardware, head_swap, procedure, training_data
+from finetune.card.wording import limitations, purpose, uses
 from finetune.recipe import Recipe
 from finetune.record import ModelFacts, RunRecord
 

@@ -9,7 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from finetune.recipe import Recipe, is_local
-from finetune.yaml_lines import dump
+from finetune.recipe.yaml_lines import dump
 
 __all__ = [
     "base_model",

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from finetune.data.readers import BLOCK_ROWS, Block, lines_of, texts
 from finetune.errors import DataError
-from finetune.readers import BLOCK_ROWS, Block, lines_of, texts
 
 __all__ = ["read_conll", "read_conllu"]
 

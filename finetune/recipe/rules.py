@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from finetune.recipe_blocks import DEFAULT_SPLITS
-from finetune.recipe_model import Recipe
-from finetune.recipe_tables import EXTRA_ROLES, METRICS, NEUTRAL, ONLY_FOR, PROBLEM_METRICS, ROLE_SETS, ROLES
-from finetune.recipe_types import is_local
+from finetune.recipe.blocks import DEFAULT_SPLITS
+from finetune.recipe.model import Recipe
+from finetune.recipe.tables import EXTRA_ROLES, METRICS, NEUTRAL, ONLY_FOR, PROBLEM_METRICS, ROLE_SETS, ROLES
+from finetune.recipe.types import is_local
 
 __all__ = ["Finding", "check", "problem_of"]
 

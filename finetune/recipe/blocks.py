@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from finetune.recipe_types import (
+from finetune.recipe.types import (
     Block,
     Count,
     Expect,

@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune import overrides as overriding
-from finetune import recipe_keys as keys
-from finetune import recipe_rules
 from finetune.errors import RecipeError
-from finetune.recipe_blocks import DEFAULT_SPLITS, DataBlock, LoraBlock, ModelBlock, TrainBlock
-from finetune.recipe_errors import explain
-from finetune.recipe_model import (
+from finetune.recipe import keys
+from finetune.recipe import overrides as overriding
+from finetune.recipe import rules as recipe_rules
+from finetune.recipe.blocks import DEFAULT_SPLITS, DataBlock, LoraBlock, ModelBlock, TrainBlock
+from finetune.recipe.messages import explain
+from finetune.recipe.model import (
     CarbonBlock,
     CardBlock,
     EvaluateBlock,
@@ -26,9 +26,9 @@ from finetune.recipe_model import (
     TrackBlock,
     WandbBlock,
 )
-from finetune.recipe_tables import METRICS, PROBLEM_METRICS, ROLES
-from finetune.recipe_types import is_local
-from finetune.yaml_lines import MAX_BYTES, Document, KeyPath, Problem, dotted, read
+from finetune.recipe.tables import METRICS, PROBLEM_METRICS, ROLES
+from finetune.recipe.types import is_local
+from finetune.recipe.yaml_lines import MAX_BYTES, Document, KeyPath, Problem, dotted, read
 
 __all__ = [
     "DEFAULT_SPLITS",

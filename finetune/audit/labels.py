@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from finetune.audit.findings import SHOWN_ROWS, Findings, blocks
 from finetune.data import subset
-from finetune.findings import SHOWN_ROWS, Findings, blocks
 from finetune.recipe import Recipe
 from finetune.rows import Rows
 

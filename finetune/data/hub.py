@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.columns import declared_names
+from finetune.data.columns import declared_names
+from finetune.data.files import File
+from finetune.data.readers import BLOCK_ROWS, Block
 from finetune.errors import DataError
-from finetune.files import File
-from finetune.readers import BLOCK_ROWS, Block
 from finetune.store import cache_folder, file_sha256, keep, key_of
 
 __all__ = ["HubSet", "HubSplit", "refuse_folder"]

@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from finetune.public_names import is_hub_id
+from finetune.card.public_names import is_hub_id
 
 __all__ = ["LICENSES", "check_front_matter"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune.problems import Problems
+from finetune.data.problems import Problems
 from finetune.rows import Rows
 
 __all__ = ["SHOWN_ROWS", "Findings", "blocks"]

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from finetune import recipe_keys as keys
-from finetune.recipe_blocks import DEFAULT_SPLITS
-from finetune.recipe_errors import found
-from finetune.recipe_types import is_local
-from finetune.yaml_lines import FORBIDDEN, Document, KeyPath, Problem, dotted, read
+from finetune.recipe import keys
+from finetune.recipe.blocks import DEFAULT_SPLITS
+from finetune.recipe.messages import found
+from finetune.recipe.types import is_local
+from finetune.recipe.yaml_lines import FORBIDDEN, Document, KeyPath, Problem, dotted, read
 
 __all__ = ["apply"]
 

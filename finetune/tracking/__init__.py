@@ -17,7 +17,7 @@ from typing import Any
 from finetune.logins import wandb_problem
 from finetune.recipe import TrackBlock, WandbBlock
 from finetune.record import RunRecord, Tracker, write_atomic
-from finetune.trackers import Backend, TensorBoard, Wandb
+from finetune.tracking.trackers import Backend, TensorBoard, Wandb
 
 __all__ = ["Tracking", "preflight"]
 

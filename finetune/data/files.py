@@ -15,11 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune.columns import declared_names
-from finetune.conll import read_conll, read_conllu
+from finetune.data.columns import declared_names
+from finetune.data.conll import read_conll, read_conllu
+from finetune.data.problems import Problems
+from finetune.data.readers import BLOCK_ROWS, Block, read_csv, read_json, read_jsonl, read_tsv
 from finetune.errors import DataError
-from finetune.problems import Problems
-from finetune.readers import BLOCK_ROWS, Block, read_csv, read_json, read_jsonl, read_tsv
 from finetune.recipe import ROLES, Recipe
 from finetune.store import file_sha256
 
