@@ -248,7 +248,8 @@ class Seq2SeqTask(Task):
         found = text_facts.cut_targets(features, self.max_target_length)
         name, rows = next(iter(splits.items()))
         sample = rows.column("target")[:SAMPLE]
-        return found + text_facts.changed_targets(name, sample, self._through_tokenizer(sample))
+        back = self._through_tokenizer(sample)
+        return found + text_facts.changed_targets(name, sample, back, self.settings.references)
 
     # ---------------------------------------------------------------- the published model
 

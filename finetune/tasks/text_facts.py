@@ -51,15 +51,15 @@ def cut_targets(features: dict[str, Features], longest: int) -> list[str]:
     ]
 
 
-def changed_targets(split: str, texts: Sequence[str], back: Sequence[str]) -> list[str]:
+def changed_targets(split: str, texts: Sequence[str], back: Sequence[str], references: str) -> list[str]:
     """How many texts are not the same after encoding and decoding (`back`)."""
+    hint = "; with evaluate.generation.references: tokenizer, scores compare with what it can write"
     changed = sum(one != other for one, other in zip(texts, back, strict=True))
     if not changed:
         return []
     return [
         f"{split}: {changed} of the first {len(texts)} targets are not what they were after the tokenizer (upper case,"
-        " spaces or characters that it does not keep): the model can never write them; with"
-        " evaluate.generation.references: tokenizer, scores compare with what it can write"
+        f" spaces or characters that it does not keep): the model can never write them{hint * (references == 'raw')}"
     ]
 
 

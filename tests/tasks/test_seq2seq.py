@@ -263,11 +263,13 @@ def test_half_a_model_is_no_checkpoint(tmp_path, t5):
         trained(ready)
 
 
-def test_the_head_of_the_checkpoint_is_kept(tmp_path, t5):
-    ready = prepared(tmp_path, t5)
+def test_the_head_of_the_checkpoint_is_kept(tmp_path):
+    folder = material.save_family(tmp_path / "untied", tie_word_embeddings=False)
+    ready = prepared(tmp_path, folder)
     found = model.load_for_training(ready.checkpoint, ready.config, ready.task, ready.recipe)
     assert (found.head_swap.new.count, found.head_swap.dropped.count) == (0, 0)
-    own = load_file(t5 / "model.safetensors")
+    own = load_file(folder / "model.safetensors")
+    assert "lm_head.weight" in own
     assert all(torch.equal(tensor, own[name]) for name, tensor in found.model.named_parameters())
 
 
