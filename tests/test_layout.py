@@ -188,7 +188,7 @@ def test_docstrings_and_other_words_are_not_task_words():
 
 
 def test_who_may_name_tasks():
-    assert all(knows_tasks(name) for name in ("recipe", "recipe_tables", "tasks.token", "inference.span"))
+    assert all(knows_tasks(name) for name in ("recipe", "recipe.tables", "tasks.token", "inference.span"))
     assert not any(knows_tasks(name) for name in ("loop", "card", "recipes", "overrides"))
 
 
