@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from finetune.errors import ResumeError, StorageError
-from finetune.pretrained import file_sha256
+from finetune.store import content_sha256
 
 __all__ = ["Progress", "Snapshot", "latest", "name_of", "prune", "read", "save", "steps_on_disk", "storage_errors"]
 
@@ -136,7 +136,7 @@ def _write_json(path: Path, content: Any) -> None:
 def _synced_sha256(path: Path) -> str:
     _sync(path)
     path.chmod(0o644)  # safetensors writes files that only their owner can read
-    return file_sha256(path)
+    return content_sha256(path)
 
 
 def _sync(path: Path) -> None:
@@ -201,7 +201,7 @@ def _damage(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != facts["size_bytes"]:
             return f"{name} has {file.stat().st_size} bytes, expected {facts['size_bytes']}"
-        if file_sha256(file) != facts["sha256"]:
+        if content_sha256(file) != facts["sha256"]:
             return f"{name} has another sha256 than when it was written"
     return None
 

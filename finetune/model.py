@@ -16,9 +16,10 @@ import transformers
 from finetune import decoder
 from finetune.errors import ModelError
 from finetune.lora import save_adapter
-from finetune.pretrained import Checkpoint, file_sha256, load_tokenizer, read_config
+from finetune.pretrained import Checkpoint, load_tokenizer, read_config
 from finetune.recipe import Recipe
 from finetune.record import ExportedFile, HeadSwap, Names
+from finetune.store import content_sha256
 from finetune.tasks.base import Task, refuse_placeholder_names
 
 __all__ = [
@@ -261,6 +262,6 @@ def describe_files(folder: Path) -> dict[str, ExportedFile]:
     """Size and sha256 of every file under `folder`, by relative name."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): ExportedFile(size_bytes=path.stat().st_size, sha256=file_sha256(path))
+        path.relative_to(folder).as_posix(): ExportedFile(size_bytes=path.stat().st_size, sha256=content_sha256(path))
         for path in files
     }

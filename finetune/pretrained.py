@@ -15,11 +15,11 @@ import transformers
 from finetune import decoder
 from finetune.errors import ModelError
 from finetune.recipe import Recipe, is_local
+from finetune.store import content_sha256
 from finetune.tasks.base import Task
 
 __all__ = [
     "Checkpoint",
-    "file_sha256",
     "find_checkpoint",
     "load_tokenizer",
     "locate",
@@ -119,18 +119,12 @@ def _check_sha256(checkpoint: Checkpoint, expected: str) -> None:
     path = checkpoint.folder / "model.safetensors"
     if not path.is_file():
         raise ModelError(f"model.sha256: {checkpoint.name} has no model.safetensors to check")
-    found = file_sha256(path)
+    found = content_sha256(path)
     if found != expected.lower():
         raise ModelError(
             f"model.sha256: model.safetensors of {checkpoint.name} has sha256 {found}, expected {expected};"
             " the file is not the one this recipe was written for"
         )
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_config(checkpoint: Checkpoint, task: type[Task] | Task, *, needs_weights: bool = True) -> Any:

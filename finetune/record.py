@@ -119,7 +119,6 @@ class Training(_Part):
     resumed_from: list[int] = Field(default_factory=list)  # steps
     inexact: list[str] = Field(default_factory=list)  # why a resume could not be bit for bit
     sample_log_sha256: str | None = None
-    final_loss: float | None = None
 
 
 class Best(_Part):

@@ -24,7 +24,7 @@ from typing import Any
 from finetune.errors import StorageError
 from finetune.record import write_atomic
 
-__all__ = ["Entry", "cache_folder", "entry", "file_sha256", "keep", "key_of"]
+__all__ = ["Entry", "cache_folder", "content_sha256", "entry", "file_sha256", "keep", "key_of"]
 
 MANIFEST = "manifest.json"
 SETTLED_SECONDS = 2.0  # a file younger than this may change again within the resolution of its time stamp
@@ -108,6 +108,12 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return facts
 
 
+def content_sha256(path: Path) -> str:
+    """sha256 of the bytes of a file as they are, hex. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of the content of a file; read again only when its size, time or inode has changed. Raises OSError."""
     stat = path.stat()
@@ -119,8 +125,7 @@ def file_sha256(path: Path) -> str:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError):
         pass
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = content_sha256(path)
     if time.time() - stat.st_mtime > SETTLED_SECONDS:
         keep(memo, {"state": state, "sha256": digest})
     return digest
