@@ -264,7 +264,7 @@ def test_half_a_model_is_no_checkpoint(tmp_path, t5):
 
 
 def test_the_head_of_the_checkpoint_is_kept(tmp_path):
-    folder = material.save_family(tmp_path / "untied", tie_word_embeddings=False)
+    folder = material.save_family(tmp_path / "untied", "bart", tie_word_embeddings=False)
     ready = prepared(tmp_path, folder)
     found = model.load_for_training(ready.checkpoint, ready.config, ready.task, ready.recipe)
     assert (found.head_swap.new.count, found.head_swap.dropped.count) == (0, 0)
