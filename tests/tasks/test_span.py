@@ -80,8 +80,8 @@ def test_an_open_question_is_taught_the_classification_token(ready):
 
 
 def test_white_space_around_an_answer_is_not_part_of_the_target(ready):
-    _, texts = encoded(ready.task, answer(" quito ", CONTEXT.index(" quito")))
-    assert texts[-1] == "quito"
+    _, texts = encoded(ready.task, answer(" quito . ", CONTEXT.index(" quito")))
+    assert texts[-1] == "quito ."
 
 
 def test_an_answer_without_a_token_is_left_out_of_the_loss(ready):
