@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+import tiny_export
 import token_material
 
 from finetune.features import in_memory
@@ -37,7 +38,7 @@ def texts(count, seed=0):
     return ["", "Anna", "Привет, мир! 你好，世界。 שלום עולם", "word " * 300, "[UNK] [SEP] Anna", *drawn]
 
 
-@pytest.fixture(scope="module", params=["wordpiece", "byte_level", "byte_level_prefix"])
+@pytest.fixture(scope="module", params=["wordpiece", "byte_level", "byte_level_prefix", "word_level"])
 def published(request, tmp_path_factory):
     """The stock pipeline over a model of random weights."""
     from transformers import pipeline
@@ -46,6 +47,7 @@ def published(request, tmp_path_factory):
         "wordpiece": token_material.wordpiece,
         "byte_level": token_material.byte_level,
         "byte_level_prefix": lambda: token_material.byte_level(add_prefix_space=True),
+        "word_level": tiny_export.tokenizer,  # no mark of continued words, and unknown ones
     }
     tokenizer = tokenizers[request.param]()
     tokenizer.model_max_length = MAX_LENGTH
