@@ -12,6 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 __all__ = [
+    "Audit",
+    "AuditFinding",
     "Best",
     "Emissions",
     "Export",
@@ -21,7 +23,10 @@ __all__ = [
     "ModelFacts",
     "Names",
     "Published",
+    "Quantiles",
     "RunRecord",
+    "Shift",
+    "SplitAudit",
     "SplitFacts",
     "SplitResults",
     "Tracker",
@@ -72,6 +77,65 @@ class SplitFacts(_Part):
     dropped_ids: dict[str, list[str]] = Field(default_factory=dict)  # reason -> ids of the first 100 rows
     truncated: int = 0  # rows that lost tokens at max_length
     windows: int | None = None  # features made of the rows; None before encoding
+
+
+class Quantiles(_Part):
+    """How long the rows of a split are; the unit is in the name of the field that holds it."""
+
+    p5: float
+    p25: float
+    p50: float
+    p75: float
+    p95: float
+    max: int
+
+
+class SplitAudit(_Part):
+    """What the audit counted in one split."""
+
+    rows: int
+    labels: dict[str, int] = Field(default_factory=dict)  # label -> rows (of tags: words, of entities: entities)
+    characters: Quantiles | None = None  # of all texts of a row together
+    tokens: Quantiles | None = None  # of a feature (a window, where rows have several), cut at max_length
+    truncated: int | None = None  # rows that lose tokens at max_length
+    scripts: dict[str, int] = Field(default_factory=dict)  # Unicode script of most letters -> rows; "" has no letter
+
+
+class Shift(_Part):
+    """How far a split is from train in one respect, beside what chance would do to two samples of one source."""
+
+    split: str
+    of: Literal["labels", "values", "characters"]
+    distance: float  # total variation of label shares, or Kolmogorov-Smirnov of numbers: 0 alike, 1 nothing in common
+    by_chance: float  # what equal sources stay below in 99 of 100 draws
+    p: float
+
+
+class AuditFinding(_Part):
+    """One thing about the rows that a person should know. Names rows by their ids; holds no text of theirs."""
+
+    kind: str  # leakage, near_leakage, conflicts, duplicates, …; a rule `max_<kind>` of the recipe refers to it
+    split: str
+    other: str | None = None  # the split that this one was compared with, where there are two
+    level: Literal["problem", "warning", "note"]  # breaks a rule of the recipe; will mislead; good to know
+    count: int  # rows of the split that are concerned
+    rows: int  # of the split
+    text: str  # a sentence without the rows
+    remedy: str = ""
+    ids: list[str] = Field(default_factory=list)  # the first 20 rows that are concerned
+    partner_ids: list[str] = Field(default_factory=list)  # the row of `other` (or of the split) that each goes with
+    places: list[str] = Field(default_factory=list)  # the first 3 of them in words: "test.csv, line 5 = train.csv, …"
+
+
+class Audit(_Part):
+    """What is odd about the rows, the most important first. The shares that a rule can limit are count / rows."""
+
+    findings: list[AuditFinding] = Field(default_factory=list)
+    splits: dict[str, SplitAudit] = Field(default_factory=dict)
+    shifts: list[Shift] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)  # further sentences
+    method: str = ""  # how near-duplicates were found, with the share that is missed
+    seconds: float | None = None
 
 
 class Names(_Part):
@@ -194,6 +258,7 @@ class RunRecord(_Part):
     chosen: dict[str, Any] = Field(default_factory=dict)  # what `auto` decided, with the measurement
     model: ModelFacts | None = None
     data: dict[str, SplitFacts] = Field(default_factory=dict)
+    audit: Audit | None = None
     head_swap: HeadSwap | None = None
     training: Training | None = None
     best: Best | None = None
