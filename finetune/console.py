@@ -28,7 +28,14 @@ def reporting() -> Iterator[Events]:
 
 
 def _described(values: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    """`loss 0.412`: what a bar or a line says beside its count; the rest stands in metrics.jsonl."""
+    shown = {name.removeprefix("train "): value for name, value in values.items() if name != "train learning_rate"}
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+
+
+def _scored(values: dict[str, float]) -> bool:
+    """Whether these are scores of an evaluation split, not the loss of some steps."""
+    return any(not name.startswith("train") for name in values)
 
 
 @contextmanager
@@ -37,8 +44,7 @@ def _lines() -> Iterator[Events]:
 
     def progress(phase: str, done: int, total: int, values: dict[str, float]) -> None:
         now = time.monotonic()
-        scored = any(not name.startswith("train") for name in values)
-        if done < total and not scored and now - last.get(phase, 0.0) < LINE_SECONDS:
+        if done < total and not _scored(values) and now - last.get(phase, 0.0) < LINE_SECONDS:
             return
         last[phase] = now
         message(f"{phase} {done}/{total}  {_described(values)}".rstrip())
@@ -57,8 +63,8 @@ def _bars() -> Iterator[Events]:
 
     console = Console(stderr=True, highlight=False)
     columns = (
-        TextColumn("{task.description:22}"),
-        BarColumn(),
+        TextColumn("{task.description:19}"),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[values]}", markup=False),
@@ -69,7 +75,9 @@ def _bars() -> Iterator[Events]:
         def progress(phase: str, done: int, total: int, values: dict[str, float]) -> None:
             if phase not in tasks:
                 tasks[phase] = bars.add_task(phase, total=total, values="")
-            if values:
+            if _scored(values):
+                message(f"{phase} {done}/{total}  {_described(values)}")
+            elif values:
                 bars.update(tasks[phase], values=_described(values))
             bars.update(tasks[phase], completed=done, total=total)
             if done >= total and phase != "train":
