@@ -12,6 +12,7 @@ from finetune.bootstrap import mean_interval
 from finetune.errors import ModelError
 from finetune.events import Events
 from finetune.features import Features, in_memory
+from finetune.first_position import install_first_position
 from finetune.record import SplitResults
 from finetune.rows import Rows
 from finetune.tasks.base import Predictions, Task
@@ -37,6 +38,7 @@ def predict_split(
     """
     was_training = model.training
     model.eval()
+    restore = install_first_position(model)
 
     def tell(done: int, total: int) -> None:
         events.progress(f"evaluate {rows.split}", done, total, {})
@@ -44,6 +46,7 @@ def predict_split(
     try:
         outputs = loop.predict(accelerator, model, task, features, tokenizer, on_batch=tell)
     finally:
+        restore()
         model.train(was_training)
     predictions = None if outputs is None else task.decode(outputs, features, rows)
     given = task.published(rows) if as_published else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
@@ -19,6 +20,7 @@ from finetune.errors import RecipeError
 __all__ = [
     "be_deterministic",
     "describe",
+    "keep_heap",
     "peak_memory_bytes",
     "probe_precision",
     "refuse_impossible_precision",
@@ -89,6 +91,20 @@ def threads_for(local_processes: int) -> int:
         return max(1, int(os.environ["OMP_NUM_THREADS"]))
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable) // max(1, local_processes))
+
+
+def keep_heap() -> bool:
+    """Keep freed memory in this process for the next tensors; whether the C library can (glibc).
+
+    Else each training step on a CPU gives its large tensors back to the kernel and gets them again as pages to be
+    zeroed, one fault each. Source: mallopt(3).
+    """
+    trim_threshold, top_pad, mmap_max = (-1, -1), (-2, 64 << 20), (-4, 0)  # M_… of malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return all(mallopt(*setting) == 1 for setting in (trim_threshold, top_pad, mmap_max))
 
 
 def be_deterministic() -> None:

@@ -33,7 +33,7 @@ tasks.tagging tasks.words tasks.windows tasks.grouping tasks.gold tasks.tag_fact
 tasks.answers tasks.span tasks.decoding tasks.text_facts tasks.seq2seq tasks
 data.problems data.readers data.conll data.values data.columns data.parsing data.files data.hub data.splits data
 audit.findings audit.labels audit.gold_answers audit
-dropout attention decoder pretrained lora model
+dropout attention first_position decoder pretrained lora model
 batching
 optim
 checkpoint
