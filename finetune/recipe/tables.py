@@ -47,10 +47,11 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "data.max_target_length": ("seq2seq",),
     "evaluate.generation": ("seq2seq",),
     "data.stride": ("token", "span"),
+    "data.tag_pieces": ("token",),
     "data.problem": ("sequence",),
     "train.class_weights": ("sequence",),
     "train.label_smoothing": ("sequence", "token", "seq2seq"),
 }
 """Key -> the tasks it has an effect on."""
-NEUTRAL: tuple[object, ...] = (None, 0.0, "none")
+NEUTRAL: tuple[object, ...] = (None, 0.0, "none", "begins")
 """Values of those keys that ask for nothing."""

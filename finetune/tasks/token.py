@@ -53,6 +53,7 @@ class TokenTask(Task):
         self.targets = self.tags.numbers_of(self.labels)
         self.max_length = recipe.data.max_length
         self.asked_stride = recipe.data.stride
+        self.tag_pieces = recipe.data.tag_pieces
         self.smoothing = recipe.train.label_smoothing if recipe.train is not None else 0.0
         self.tokenizer: Any = None  # writes words as the pipeline does
         self.apart = ""  # how many words the pipeline formed otherwise when it was scored last
@@ -95,7 +96,8 @@ class TokenTask(Task):
 
     def encoding_key(self) -> str:
         keys = {"task": self.name, "format": FORMAT, "labels": self.labels, "gold": self.gold.key}
-        return json.dumps(keys | {"max_length": self.max_length, "stride": self.stride}, sort_keys=True)
+        pieces = {"max_length": self.max_length, "stride": self.stride, "tag_pieces": self.tag_pieces}
+        return json.dumps(keys | pieces, sort_keys=True)
 
     def encode(self, batch: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
         """Words to pieces with their labels (`windows.align`); rows that are only texts as the pipeline reads them."""
@@ -104,9 +106,15 @@ class TokenTask(Task):
             return grouping.encode(tokenizer, batch["text"], self.max_length, self.stride, only_first=only_first)
         tags, per_row = self.gold.numbers(batch)
         scored = self.tags.convert(tags, per_row)
-        inner = self.targets[self.tags.continued(scored)] if self.problem == "entities" else None
+        labels, every = self.targets[scored], self.tag_pieces == "all"
         words = self.gold.words(batch)
-        return windows.align(tokenizer, words, self.targets[scored], inner, self.max_length, self.stride)
+        return windows.align(tokenizer, words, labels, self._inner(scored), self.max_length, self.stride, every=every)
+
+    def _inner(self, scored: np.ndarray) -> np.ndarray | None:
+        """Labels of the pieces after the first that are taught one, of all words, int64 (w,)."""
+        if self.tag_pieces == "first" or (self.problem == "tags" and self.tag_pieces == "begins"):
+            return None  # plain tags are published without aggregation: the pipeline begins no words
+        return np.asarray(self.targets[self.tags.continued(scored) if self.problem == "entities" else scored])
 
     def counts(self, features: Features) -> np.ndarray:
         return np.asarray(features.scalars["counted"], dtype=np.float64)

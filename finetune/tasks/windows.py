@@ -166,10 +166,13 @@ def align(
     inner: np.ndarray | None,
     max_length: int,
     stride: int,
+    *,
+    every: bool = False,
 ) -> dict[str, Any]:
     """Features of rows of words, each word's label at its first piece.
 
-    labels: of all words, int64 (w,). inner: their labels where the pipeline begins a word inside a word, or None.
+    labels: of all words, int64 (w,). inner: their labels where the pipeline begins a word inside a word, or with
+    `every` at all pieces but the first; or None.
     Sequences `input_ids`, `words` (the number of a word in its row, at its first piece, else -1), `labels` (else -100)
     and, where the tokenizer gives them, `token_type_ids`; scalars `row`, `truncated` and `counted`, the number of
     labels. Of a row in several windows each word stands in one (`home`); windows without a label are left out.
@@ -177,6 +180,7 @@ def align(
     outer = frame(tokenizer)
     size = max_length - len(outer)
     ids, pieces, begins = pieces_of(tokenizer, rows)
+    begins |= every
     per_row = np.fromiter(map(len, rows), np.int64, len(rows))
     row_of_word = np.repeat(np.arange(len(rows)), per_row)
     lengths = np.bincount(row_of_word, weights=pieces, minlength=len(rows)).astype(np.int64)

@@ -94,6 +94,23 @@ def test_the_denominator_counts_every_label_once(tmp_path, encoder):
     assert "train: 1 row is longer than 16 tokens and read in overlapping windows" in ready.notes
 
 
+@pytest.mark.parametrize("rows", [token_material.ROWS, [("works abx", "X Y"), ("abx", "X")]])
+def test_all_pieces_are_taught_when_asked_for(tmp_path, encoder, rows):
+    """Entities (inside a word I- follows B-) and plain tags."""
+    rows = dict.fromkeys(("train", "validation", "test"), rows)
+    first, begins, every = (
+        prepared(tmp_path, encoder, rows=rows, data=f"  tag_pieces: {which}").features["train"]
+        for which in ("first", "begins", "all")
+    )
+    assert np.all(every.sequences["words"].values == first.sequences["words"].values)
+    at_first = first.sequences["words"].values >= 0
+    labels = every.sequences["labels"].values
+    assert np.all(labels[at_first] == first.sequences["labels"].values[at_first])
+    assert (labels >= 0).sum() == every.sequences["input_ids"].lengths.sum() - 2 * len(every)
+    assert (first.sequences["labels"].values >= 0).sum() == at_first.sum() < (labels >= 0).sum()
+    assert at_first.sum() <= (begins.sequences["labels"].values >= 0).sum() <= (labels >= 0).sum()
+
+
 def test_the_loss_is_the_sum_over_labels(tmp_path, encoder):
     ready = prepared(tmp_path, encoder, train="  label_smoothing: 0.1")
     batch = ready.task.collate(ready.features["test"], np.arange(4), ready.tokenizer)

@@ -130,6 +130,14 @@ def test_labels_inside_a_word_where_the_pipeline_begins_one(wordpiece):
     assert features.scalars["counted"].tolist() == [5]
 
 
+def test_labels_at_all_pieces_when_asked_for(wordpiece):
+    columns = align(wordpiece, [["U.S.", "abx"]], np.array([0, 1]), np.array([7, 8]), 12, 3, every=True)
+    features = in_memory(columns)
+    assert features.sequences["labels"][0].tolist() == [IGNORED, 0, 7, 7, 7, 1, 8, IGNORED]
+    assert features.sequences["words"][0].tolist() == [-1, 0, -1, -1, -1, 1, -1, -1]
+    assert features.scalars["counted"].tolist() == [6]
+
+
 def test_rows_without_words_have_a_window(wordpiece):
     features, _ = aligned(wordpiece, [[], ["in"], ["\u200b"], []], 12, 3)
     assert features.scalars["row"].tolist() == [0, 1, 2, 3]
