@@ -151,7 +151,11 @@ def changed(text: str, *pairs: tuple[str, str]) -> str:
             [("  splits: {train: train, validation: dev}\n", "")],
             "data.path.dev: is not used; say for what, such as",
         ),
-        (LOCAL, [("{train: train, ", "{")], "data.splits: the train block needs rows to train on; add train: train"),
+        (
+            LOCAL,
+            [("{train: train, ", "{")],
+            "data.splits: the train block needs rows to train on; add train: train, or train=null",
+        ),
         (
             LOCAL,
             [("{train: train, validation: dev}", "{validation: 0.1}")],

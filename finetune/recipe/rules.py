@@ -157,7 +157,8 @@ def _splits(recipe: Recipe) -> Iterator[Finding]:
     elif shares and "train" not in splits:
         yield Finding("data.splits", "a share is cut off train, and there is no train; add train: train")
     elif recipe.train is not None and "train" not in splits:
-        yield Finding("data.splits", "the train block needs rows to train on; add train: train", ("train",))
+        text = "the train block needs rows to train on; add train: train, or train=null to evaluate only"
+        yield Finding("data.splits", text, ("train",))
     if sum(shares.values()) >= 1:
         yield Finding("data.splits", "the shares leave nothing of train; make them smaller")
     for ours in recipe.data.limit:
