@@ -79,6 +79,7 @@ def evaluate(
     if predictions is None:
         return record
     record.results = {name: evaluation.score_split(task, predictions, recipe.evaluate.metrics)}
+    record.analysis = {name: evaluation.analyse_split(task, predictions, features[name], chosen[name])}
     record.ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     _write(recipe, checkpoint, record, name, task.records(predictions))
     return record

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from finetune import loop
+from finetune.analysis.slices import column_groups, length_groups, slices
 from finetune.bootstrap import mean_interval
 from finetune.errors import ModelError
 from finetune.events import Events
 from finetune.features import Features, in_memory
 from finetune.first_position import install_first_position
-from finetune.record import SplitResults
+from finetune.record import Analysis, SplitResults
 from finetune.rows import Rows
 from finetune.tasks.base import Predictions, Task
 
-__all__ = ["match_labels", "predict_split", "score_split", "values"]
+__all__ = ["analyse_split", "match_labels", "predict_split", "score_split", "values"]
 
 
 def predict_split(
@@ -62,6 +65,18 @@ def score_split(task: Task, predictions: Predictions, names: Sequence[str] | Non
     """Metrics and the mean loss, with intervals; `names` None means the defaults of the task."""
     results = task.score(predictions, names)
     return SplitResults(n=len(predictions.ids), metrics=results | {"loss": mean_interval(predictions.loss)})
+
+
+def analyse_split(task: Task, predictions: Predictions, features: Features, rows: Rows) -> Analysis:
+    """Where the model fails: what the task says of it, and its metric by length and by columns kept for this."""
+    started = time.perf_counter()
+    found, scores = task.examine(predictions, rows)
+    tokens = np.bincount(features.scalars["row"], weights=features.lengths, minlength=len(rows))
+    found.slices += slices(scores, "length", length_groups(tokens))
+    for name, values in rows.kept().items():
+        found.slices += slices(scores, name, column_groups(values))
+    found.seconds = round(time.perf_counter() - started, 3)
+    return found
 
 
 def values(task: Task, predictions: Predictions, names: Sequence[str]) -> dict[str, float | None]:

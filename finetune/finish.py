@@ -142,6 +142,9 @@ def _results(job: Job, ready: Prepared, found: dict[str, Predictions | None]) ->
     for name, predictions in found.items():
         assert predictions is not None
         job.record.results[name] = evaluation.score_split(ready.task, predictions, job.recipe.evaluate.metrics)
+        job.record.analysis[name] = evaluation.analyse_split(
+            ready.task, predictions, ready.features[name], ready.splits[name]
+        )
         job.folder.write_lines(job.folder.predictions / f"{name}.jsonl", ready.task.records(predictions))
     job.record.baselines = ready.task.baselines(ready.splits)
     assert job.record.model is not None

@@ -184,8 +184,8 @@ def _check_kept_head(config: Any, task: Task, checkpoint: Checkpoint) -> None:
 
 
 def _forget_origin(config: Any) -> None:
-    """Drop what a checkpoint's config would carry on into ours: its code hooks, pipelines and its place on disk."""
-    for key in ("auto_map", "custom_pipelines", "task_specific_params"):
+    """Drop what a checkpoint's config would carry on into ours: code hooks, pipelines, calibration, place on disk."""
+    for key in ("auto_map", "calibration_temperature", "custom_pipelines", "task_specific_params"):
         if hasattr(config, key):
             delattr(config, key)
     config._name_or_path = ""

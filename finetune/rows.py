@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["Rows", "take_batches"]
+__all__ = ["KEPT", "Rows", "take_batches"]
 
+KEPT = "column:"  # before the name of a column that is no role, kept for `evaluate.slices`
 MAX_RUNS = 1000  # more pieces than this make a chunked table slower to read than a copy
 
 
@@ -22,6 +23,7 @@ class Rows:
     table: one column per role, as in the recipe's `data.columns`, and always `id` (string). Texts are `string`, byte
     for byte as in the source; `label` is string, int64 or double; `labels` a list of string or int64; `tokens` and
     `tags` lists; `answers` a struct of the lists `text` and `answer_start`; `spans` a list of {start, end, label}.
+    Columns kept for slices come last: `string`, KEPT before their names; the fingerprint does not depend on them.
     """
 
     split: str  # our name: train, validation, test
@@ -40,6 +42,16 @@ class Rows:
         """The values of one role as Python objects. Raises KeyError when the rows have no such role."""
         values: list[Any] = self.table.column(role).to_pylist()
         return values
+
+    def kept(self) -> dict[str, list[str]]:
+        """The columns that are no roles: name -> values as texts, classes by their names where the source has them."""
+        found = {}
+        for role in (name for name in self.table.column_names if name.startswith(KEPT)):
+            names = dict(enumerate(self.class_names.get(role, [])))
+            found[role.removeprefix(KEPT)] = [
+                names.get(int(value), value) if names and value.isdigit() else value for value in self.column(role)
+            ]
+        return found
 
     def batches(self, size: int, max_bytes: int | None = None) -> Iterator[dict[str, list[Any]]]:
         """Blocks of at most `size` rows, in order: role -> Python values; fewer rows where these pass `max_bytes`."""

@@ -24,7 +24,7 @@ from finetune.errors import DataError
 from finetune.features import Features, FeatureWriter, read_features
 from finetune.recipe import Recipe, is_local
 from finetune.recipe.tables import EXTRA_ROLES, ROLE_SETS
-from finetune.rows import Rows, take_batches
+from finetune.rows import KEPT, Rows, take_batches
 from finetune.store import cache_folder, entry, key_of
 
 __all__ = ["cache_folder", "encode", "load", "subset"]
@@ -101,10 +101,11 @@ def _requested(recipe: Recipe, given: _Local | HubSet) -> tuple[dict[str, str], 
 def _rows(recipe: Recipe, split: str, sources: list[File] | list[HubSplit], problems: Problems) -> Rows:
     roles = Roles(ROLE_SETS[recipe.task], EXTRA_ROLES[recipe.task])
     skip = recipe.data.on_bad_row == "skip"
-    mapping = Mapping(dict(recipe.data.columns), roles, skip)
+    kept = tuple(name for name in recipe.evaluate.slices if name != "length")
+    mapping = Mapping(dict(recipe.data.columns), roles, skip, kept)
     title = _title(sources)
     code = _sources((readers, conll, values, columns, parsing, files, hub))
-    key = key_of(code, [source.identity() for source in sources], mapping.columns, roles.sets, roles.extras, skip)
+    key = key_of(code, [source.identity() for source in sources], mapping.columns, roles.sets, roles.extras, skip, kept)
 
     def build(folder: Path) -> dict[str, Any]:
         parsed = parse(sources, mapping, folder / "rows.arrow", problems)
@@ -121,7 +122,7 @@ def _rows(recipe: Recipe, split: str, sources: list[File] | list[HubSplit], prob
     found = entry("rows", key, build)
     table, places = _open(found.folder / "rows.arrow")
     names = _declared(sources, found.facts["columns"]) | found.facts["class_names"]
-    fingerprint = key_of(found.facts["content"], names)
+    fingerprint = key_of(found.facts["content"], {role: n for role, n in names.items() if not role.startswith(KEPT)})
     marks = tuple(source.place for source in sources)
     return Rows(split, table, names, title, fingerprint, found.facts["dropped"], places, marks)
 

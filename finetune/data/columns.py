@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from finetune.data.values import MISSING, TYPE_WORDS, shown
 from finetune.errors import DataError
+from finetune.rows import KEPT
 
-__all__ = ["ColumnTypes", "Roles", "check_dots", "declared_names", "pick", "resolve"]
+__all__ = ["ColumnTypes", "Roles", "check_dots", "declared_names", "kept_roles", "pick", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def resolve(given: dict[str, str], roles: Roles, available: Iterable[str]) -> di
     Raises DataError, with the columns that exist, when one is missing.
     """
     names = list(available)
-    columns = ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
+    columns = _listed(names)
     if not given:
         complete = next((one for one in roles.sets if set(one) <= set(names)), None)
         if complete is None:
@@ -43,14 +44,31 @@ def resolve(given: dict[str, str], roles: Roles, available: Iterable[str]) -> di
     return dict(given)
 
 
+def kept_roles(wanted: Iterable[str], available: Iterable[str]) -> dict[str, str]:
+    """Columns that are kept for slices, as roles. Raises DataError, with those that exist, when one is missing."""
+    names = list(available)
+    wrong = [column for column in wanted if not _exists(column, names)]
+    if wrong:
+        missing = "; ".join(f"evaluate.slices: no column {column!r}{_near(column, names)}" for column in wrong)
+        raise DataError(f"{missing}; the columns are {_listed(names)}; length needs none")
+    return {f"{KEPT}{column}": column for column in wanted}
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
+
+
+def _near(column: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(column, names, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
 def _exists(column: str, names: list[str]) -> bool:
     return column in names or any(column.startswith(f"{name}.") for name in names)
 
 
 def _missing(role: str, column: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(column, names, 1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"data.columns.{role}: no column {column!r}{hint}"
+    return f"data.columns.{role}: no column {column!r}{_near(column, names)}"
 
 
 def check_dots(roles: dict[str, str], records: list[dict[str, Any]]) -> None:

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from finetune.data.columns import ColumnTypes, Roles, check_dots, pick, resolve
+from finetune.data.columns import ColumnTypes, Roles, check_dots, kept_roles, pick, resolve
 from finetune.data.problems import Problems
 from finetune.data.readers import Block
 from finetune.data.values import Bad, convert
 from finetune.errors import DataError
+from finetune.rows import KEPT
 
 __all__ = ["PLACES", "ContentHash", "Mapping", "Parsed", "Source", "parse"]
 
@@ -51,10 +52,11 @@ class Mapping:
     columns: dict[str, str]  # role -> column, as in the recipe
     roles: Roles
     skip: bool  # leave bad rows out instead of refusing them
+    kept: tuple[str, ...] = ()  # columns that are no roles, for slices
 
     def wanted(self) -> set[str]:
         """The columns that may be used, and for a dotted one its beginnings."""
-        names = set(self.columns.values()) | {*chain(*self.roles.sets), *self.roles.extras}
+        names = set(self.columns.values()) | set(self.kept) | {*chain(*self.roles.sets), *self.roles.extras}
         return names | {name[:place] for name in names for place, character in enumerate(name) if character == "."}
 
 
@@ -106,7 +108,8 @@ class _Parser:
                     writer = stack.enter_context(pa.ipc.new_file(file, schema))
                 elif batch.schema != schema:
                     raise _Widen
-                hashes.update(batch.drop_columns(list(PLACES)))
+                others = [name for name in batch.schema.names if name in PLACES or name.startswith(KEPT)]
+                hashes.update(batch.drop_columns(others))
                 writer.write_batch(batch)
         return Parsed(hashes.rows, self.types.class_names(), hashes.hexdigest(), self.dropped, self.roles)
 
@@ -127,7 +130,9 @@ class _Parser:
     def _resolve(self, source: Source, names: list[str], records: list[dict[str, Any]]) -> dict[str, str]:
         """The roles that the file gives; a further file of the split gives the same as the first."""
         try:
-            roles = resolve(self.roles or self.mapping.columns, self.mapping.roles, names)
+            before = {role: column for role, column in self.roles.items() if not role.startswith(KEPT)}
+            roles = resolve(before or self.mapping.columns, self.mapping.roles, names)
+            roles |= kept_roles(self.mapping.kept, names)
             check_dots(roles, records)
         except DataError as error:
             raise DataError(f"{source.name}: {error}") from None

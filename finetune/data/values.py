@@ -7,9 +7,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from finetune.rows import KEPT
+
 __all__ = ["MAX_CHARACTERS", "MISSING", "TEXT_ROLES", "TYPE_WORDS", "Bad", "convert", "shown"]
 
 MAX_CHARACTERS = 1_000_000  # of one text
+KEPT_CHARACTERS = 80  # of a value that names a group of rows
 TEXT_ROLES = ("text", "text_pair", "question", "context", "source", "target")
 
 MISSING = object()  # what a record without the column holds
@@ -37,6 +40,8 @@ def convert(role: str, values: list[Any], cells: bool) -> tuple[list[Any], Bad]:
     """
     if cells and role in CELLS:
         values = [CELLS[role](value) if isinstance(value, str) else value for value in values]
+    if role.startswith(KEPT):
+        return _kept(role.removeprefix(KEPT), values)
     if role in TEXT_ROLES:
         return values, _bad_texts(role, values)
     if role == "label" and _plain_labels(values):
@@ -44,6 +49,22 @@ def convert(role: str, values: list[Any], cells: bool) -> tuple[list[Any], Bad]:
     checked = {position: CHECKS[role](value) for position, value in enumerate(values)}
     bad = {position: (kind, f"{role}: {text}") for position, (kind, text, _) in checked.items() if kind}
     return [value for _, _, value in checked.values()], bad
+
+
+def _kept(name: str, values: list[Any]) -> tuple[list[Any], Bad]:
+    """Single values as short texts, for groups of rows."""
+    bad = {
+        place: ("wrong type", f"evaluate.slices: {name}: expected a single value, found {_word(value)}")
+        for place, value in enumerate(values)
+        if isinstance(value, (list, dict))
+    }
+    return [_short(value) for value in values], bad
+
+
+def _short(value: Any) -> str:
+    if value is None or value is MISSING or value == "":
+        return "(none)"
+    return str(value).lower() if isinstance(value, bool) else str(value)[:KEPT_CHARACTERS]
 
 
 Checked = tuple[str, str, Any]  # kind and text of the problem ("" for none), value

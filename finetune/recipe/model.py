@@ -27,7 +27,10 @@ __all__ = [
 
 WINDOWED = ("token", "span")
 GENERATIVE = ("seq2seq",)
-HARMLESS = ("output", "track", "carbon", "card", "hub", "evaluate.metrics", "train.save_every", "train.keep_last")
+HARMLESS = (
+    *("output", "track", "carbon", "card", "hub", "evaluate.metrics", "evaluate.slices"),
+    *("train.save_every", "train.keep_last"),
+)
 
 
 class GenerationBlock(Block):
@@ -73,6 +76,10 @@ class EvaluateBlock(Block):
     """When to evaluate on validation during training: after each epoch, or every so many steps."""
     patience: Count | None = None
     """Stop after so many evaluations without a better select_on; null: never."""
+    slices: Annotated[list[Text], Expect("a list of columns of the data, such as [source, length]")] = Field(
+        default_factory=list
+    )
+    """Columns of the data whose values are scored apart. Labels, types and length (in tokens) always are."""
     generation: Annotated[GenerationBlock | None, Expect("a block of keys, such as {num_beams: 4}")] = None
     """seq2seq: how outputs are generated."""
 

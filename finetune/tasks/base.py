@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from finetune.analysis.slices import RowScores
 from finetune.errors import ModelError
 from finetune.features import Features
-from finetune.record import Interval, SplitResults
+from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
 from finetune.scoring.names import Kind
 
@@ -146,6 +147,10 @@ class Task(ABC):
     @abstractmethod
     def records(self, predictions: Predictions) -> list[dict[str, Any]]:
         """One line of `predictions/<split>.jsonl` per row: id, gold, prediction, score, loss, as plain Python."""
+
+    @abstractmethod
+    def examine(self, predictions: Predictions, rows: Rows) -> tuple[Analysis, RowScores]:
+        """Where the model fails, and the metric by which groups of rows are compared."""
 
     @abstractmethod
     def default_metric(self) -> str:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from finetune import metrics
+from finetune.analysis import texts as text_analysis
+from finetune.analysis.slices import RowScores
 from finetune.errors import ModelError
 from finetune.features import Features
-from finetune.record import Interval, SplitResults
+from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
 from finetune.tasks import decoding, text_facts
 from finetune.tasks.base import Batch, Case, Predictions, Task, encode_texts
@@ -224,6 +226,14 @@ class Seq2SeqTask(Task):
         if texts is None or not wanted:
             return {}
         return metrics.texts(wanted, self._references(predictions.arrays["gold"]), texts)
+
+    def examine(self, predictions: Predictions, rows: Rows) -> tuple[Analysis, RowScores]:
+        texts = predictions.arrays["texts"]
+        if texts is None:
+            return text_analysis.losses(predictions.ids, predictions.loss)
+        main = next((name for name in self.metrics if name in metrics.NAMES["texts"]), "chrf")
+        targets = self._references(predictions.arrays["gold"])
+        return text_analysis.generated(predictions.ids, predictions.loss, rows.column("source"), targets, texts, main)
 
     def _references(self, texts: list[str]) -> list[str]:
         """The texts that outputs are compared with."""

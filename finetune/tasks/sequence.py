@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 
 from finetune import metrics
+from finetune.analysis import labels as label_analysis
+from finetune.analysis.calibration import fit_temperature
+from finetune.analysis.slices import RowScores
 from finetune.errors import DataError, RecipeError
 from finetune.features import Features
-from finetune.record import Interval, SplitResults
+from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
 from finetune.tasks.base import Batch, Case, Predictions, Task, encode_texts
 
@@ -54,6 +57,7 @@ class SequenceTask(Task):
         self.weights = weights  # float32 (K,): of classes for single, of positive rows for multi
         self.labels_must_match = problem != "regression"
         self.threshold = 0.5  # multi: a label is predicted where its probability reaches this
+        self.temperature: Interval | None = None  # single and multi: fitted on validation, stored, never applied
         self.max_length = recipe.data.max_length
         self.smoothing = recipe.train.label_smoothing if recipe.train is not None else 0.0
         self.names = {name: number for number, name in enumerate(labels)}
@@ -154,7 +158,7 @@ class SequenceTask(Task):
 
     def decode(self, outputs: dict[str, list[np.ndarray]], features: Features, rows: Rows) -> Predictions:
         logits = np.stack(outputs["logits"]).astype(np.float64)
-        arrays = {"gold": np.asarray(features.scalars["gold"]), "scores": self._scores(logits)}
+        arrays = {"gold": np.asarray(features.scalars["gold"]), "logits": logits, "scores": self._scores(logits)}
         return Predictions(rows.column("id"), np.stack(outputs["loss"]).astype(np.float64), arrays)
 
     def _scores(self, logits: np.ndarray) -> np.ndarray:
@@ -197,9 +201,23 @@ class SequenceTask(Task):
             return metrics.sequence_multi(names, gold, scores >= self.threshold, scores)
         return metrics.sequence_single(names, gold, scores.argmax(axis=1), scores)
 
+    def examine(self, predictions: Predictions, rows: Rows) -> tuple[Analysis, RowScores]:
+        del rows
+        ids, loss, arrays = predictions.ids, predictions.loss, predictions.arrays
+        gold, logits, scores = arrays["gold"], arrays["logits"], arrays["scores"]
+        if self.problem == "regression":
+            return label_analysis.numbers(ids, loss, gold, scores)
+        if self.problem == "single":
+            return label_analysis.single(ids, loss, gold, logits, self.labels, self.temperature)
+        chosen = scores >= self.threshold
+        return label_analysis.multi(ids, loss, gold, logits, chosen, self.labels, self.temperature)
+
     def tune(self, predictions: Predictions) -> None:
-        """Choose the threshold of a multi-label model: the one of 0.05, 0.06, …, 0.95 with the best macro F1."""
-        if self.problem != "multi":
+        """Fit the temperature; for several labels the threshold, too: of 0.05, 0.06, … that of the best macro F1."""
+        if self.problem == "regression":
+            return
+        self.temperature = fit_temperature(predictions.arrays["logits"], predictions.arrays["gold"])
+        if self.problem == "single":
             return
         gold, scores = predictions.arrays["gold"].astype(bool), predictions.arrays["scores"]
         grid = np.arange(5, 96) / 100
@@ -245,6 +263,8 @@ class SequenceTask(Task):
         config.problem_type = words.get(self.problem, "regression")
         if self.problem == "multi":
             config.threshold = self.threshold
+        if self.temperature is not None and self.temperature.value is not None:
+            config.calibration_temperature = round(self.temperature.value, 4)
 
     def cases(self, rows: Rows, predictions: Predictions) -> list[Case]:
         texts = rows.column("text")
@@ -273,6 +293,8 @@ class SequenceTask(Task):
 
     def adopt(self, config: Any) -> None:
         self.threshold = float(getattr(config, "threshold", self.threshold))
+        stored = getattr(config, "calibration_temperature", None)
+        self.temperature = None if stored is None else Interval(value=float(stored))
 
     @classmethod
     def make_pipeline(cls, folder: Path, config: Any) -> Any:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from finetune import metrics
+from finetune.analysis import texts as text_analysis
+from finetune.analysis.slices import RowScores
 from finetune.errors import ModelError
 from finetune.features import Features
-from finetune.record import Interval, SplitResults
+from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
 from finetune.tasks import answers
 from finetune.tasks.answers import IGNORED, gold_texts, open_questions
@@ -188,6 +190,17 @@ class SpanTask(Task):
     def score(self, predictions: Predictions, names: Sequence[str] | None = None) -> dict[str, Interval]:
         texts = [answer["answer"] for answer in self._answers(predictions)]
         return metrics.answers(names or metrics.DEFAULTS["answers"], predictions.arrays["gold"], texts)
+
+    def examine(self, predictions: Predictions, rows: Rows) -> tuple[Analysis, RowScores]:
+        found = self._answers(predictions)
+        return text_analysis.answers(
+            predictions.ids,
+            predictions.loss,
+            rows.column("question"),
+            predictions.arrays["gold"],
+            [answer["answer"] for answer in found],
+            np.array([answer["score"] for answer in found]),
+        )
 
     def tune(self, predictions: Predictions) -> None:
         """Choose the threshold of "no answer", where the model may give none and the rows tell."""

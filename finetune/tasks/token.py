@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 
 from finetune import metrics
+from finetune.analysis import tags as tag_analysis
+from finetune.analysis.slices import RowScores
 from finetune.errors import DataError, ModelError
 from finetune.features import Features
-from finetune.record import Interval, SplitResults
+from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
 from finetune.tasks import grouping, tag_facts, tagger, windows
 from finetune.tasks.base import Batch, Case, Predictions, Task
@@ -163,6 +165,7 @@ class TokenTask(Task):
         arrays: dict[str, Any] = {
             side: [tags.tolist() for tags in np.split(names[numbers], ends)] for side, numbers in sides.items()
         }
+        arrays["word_scores"] = np.split(probabilities, ends)
         arrays["score"] = np.bincount(row, weights=probabilities, minlength=len(rows)) / np.maximum(lengths, 1)
         return Predictions(rows.column("id"), loss / np.maximum(counted, 1), arrays)
 
@@ -196,6 +199,13 @@ class TokenTask(Task):
         found["f1_pipeline"] = metrics.entities(["f1"], *predictions.arrays["published"])["f1"]
         types = {} if names else metrics.entity_types(gold, predicted)
         return found | {f"f1/{kind}": values["f1"] for kind, values in types.items()}
+
+    def examine(self, predictions: Predictions, rows: Rows) -> tuple[Analysis, RowScores]:
+        del rows
+        gold, predicted, scores = (predictions.arrays[name] for name in ("gold", "predicted", "word_scores"))
+        if self.problem == "entities":
+            return tag_analysis.entities(predictions.ids, predictions.loss, gold, predicted, scores)
+        return tag_analysis.tags(predictions.ids, predictions.loss, gold, predicted, scores, self.tags.labels)
 
     def published(self, rows: Rows) -> Rows | None:
         """Texts of up to 1,000 rows, evenly taken; tokens are joined by spaces."""

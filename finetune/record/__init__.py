@@ -9,9 +9,13 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import Field, model_serializer, model_validator
+
+from finetune.record.analysis import Analysis
+from finetune.record.parts import Interval, Part
 
 __all__ = [
+    "Analysis",
     "Audit",
     "AuditFinding",
     "Best",
@@ -37,19 +41,7 @@ __all__ = [
 Status = Literal["running", "pre-empted", "failed", "finished", "published"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
-
-
-class Interval(_Part):
-    """A metric with its 95 % bootstrap interval; `low` and `high` are None where the metric is undefined."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-
-class SplitResults(_Part):
+class SplitResults(Part):
     """Results on one split. In JSON: `n` and the metrics side by side."""
 
     n: int
@@ -67,7 +59,7 @@ class SplitResults(_Part):
         return value
 
 
-class SplitFacts(_Part):
+class SplitFacts(Part):
     """One split as it was used."""
 
     source: str = ""  # what the recipe named: Hub id or file names, never an absolute path
@@ -79,7 +71,7 @@ class SplitFacts(_Part):
     windows: int | None = None  # features made of the rows; None before encoding
 
 
-class Quantiles(_Part):
+class Quantiles(Part):
     """How long the rows of a split are; the unit is in the name of the field that holds it."""
 
     p5: float
@@ -90,7 +82,7 @@ class Quantiles(_Part):
     max: int
 
 
-class SplitAudit(_Part):
+class SplitAudit(Part):
     """What the audit counted in one split."""
 
     rows: int
@@ -101,7 +93,7 @@ class SplitAudit(_Part):
     scripts: dict[str, int] = Field(default_factory=dict)  # Unicode script of most letters -> rows; "" has no letter
 
 
-class Shift(_Part):
+class Shift(Part):
     """How far a split is from train in one respect, beside what chance would do to two samples of one source."""
 
     split: str
@@ -111,7 +103,7 @@ class Shift(_Part):
     p: float
 
 
-class AuditFinding(_Part):
+class AuditFinding(Part):
     """One thing about the rows that a person should know. Names rows by their ids; holds no text of theirs."""
 
     kind: str  # leakage, near_leakage, conflicts, duplicates, …; a rule `max_<kind>` of the recipe refers to it
@@ -127,7 +119,7 @@ class AuditFinding(_Part):
     places: list[str] = Field(default_factory=list)  # the first 3 of them in words: "test.csv, line 5 = train.csv, …"
 
 
-class Audit(_Part):
+class Audit(Part):
     """What is odd about the rows, the most important first. The shares that a rule can limit are count / rows."""
 
     findings: list[AuditFinding] = Field(default_factory=list)
@@ -138,14 +130,14 @@ class Audit(_Part):
     seconds: float | None = None
 
 
-class Names(_Part):
+class Names(Part):
     """A set of weights."""
 
     count: int = 0
     names: list[str] = Field(default_factory=list)
 
 
-class HeadSwap(_Part):
+class HeadSwap(Part):
     """Which weights of the model come from the checkpoint, which are new, which of the checkpoint were left out."""
 
     reused: Names = Field(default_factory=Names)
@@ -153,7 +145,7 @@ class HeadSwap(_Part):
     dropped: Names = Field(default_factory=Names)
 
 
-class ModelFacts(_Part):
+class ModelFacts(Part):
     """What a reader needs to call the exported model."""
 
     checkpoint: str
@@ -168,7 +160,7 @@ class ModelFacts(_Part):
     notes: list[str] = Field(default_factory=list)  # sentences for the card: thresholds, windows, rules of decoding
 
 
-class Training(_Part):
+class Training(Part):
     """What the loop did, over all processes and all resumes."""
 
     steps: int = 0
@@ -185,7 +177,7 @@ class Training(_Part):
     sample_log_sha256: str | None = None
 
 
-class Best(_Part):
+class Best(Part):
     """The checkpoint that is exported."""
 
     step: int
@@ -193,7 +185,7 @@ class Best(_Part):
     value: float
 
 
-class Emissions(_Part):
+class Emissions(Part):
     """CodeCarbon's estimate over all nodes; None with `reason` where nothing could be measured."""
 
     kg: float | None = None
@@ -206,7 +198,7 @@ class Emissions(_Part):
     phases: dict[str, dict[str, float | None]] = Field(default_factory=dict)  # train, evaluate -> kg, kwh, seconds
 
 
-class Tracker(_Part):
+class Tracker(Part):
     """A run as a tracker knows it."""
 
     id: str | None = None
@@ -215,12 +207,12 @@ class Tracker(_Part):
     note: str | None = None  # for example how to sync an offline run
 
 
-class ExportedFile(_Part):
+class ExportedFile(Part):
     size_bytes: int
     sha256: str
 
 
-class Export(_Part):
+class Export(Part):
     """The files of `export/`."""
 
     files: dict[str, ExportedFile] = Field(default_factory=dict)
@@ -228,7 +220,7 @@ class Export(_Part):
     max_score_difference: float | None = None
 
 
-class Published(_Part):
+class Published(Part):
     """Where the export went."""
 
     repo_id: str
@@ -239,7 +231,7 @@ class Published(_Part):
     verified: bool = False
 
 
-class RunRecord(_Part):
+class RunRecord(Part):
     """All of `run.json`."""
 
     format: Literal[1] = 1
@@ -264,6 +256,7 @@ class RunRecord(_Part):
     best: Best | None = None
     results: dict[str, SplitResults] = Field(default_factory=dict)
     baselines: dict[str, dict[str, SplitResults]] = Field(default_factory=dict)  # name -> split -> results
+    analysis: dict[str, Analysis] = Field(default_factory=dict)  # split -> where the model fails on it
     emissions: Emissions | None = None
     tracking: dict[str, Tracker] = Field(default_factory=dict)
     export: Export | None = None

@@ -1,0 +1,1 @@
+"""Where a model fails: pure functions from predictions to the parts of `finetune.record.analysis`."""
