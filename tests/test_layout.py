@@ -42,7 +42,7 @@ checkpoint
 carbon.meter carbon.emissions carbon
 tracking.trackers tracking
 loop
-card.public_names card.figures card.markdown card.rules card.metadata card.wording card.training card
+card.public_names card.figures card.markdown card.rules card.metadata card.weaknesses card.wording card.training card
 publish.stranger publish.verification publish.allowlist publish.courier publish
 folder hardware evaluation preparation session job callbacks finish services run
 assessment checking prediction

@@ -44,7 +44,7 @@ def answers(
             *slices(scores, "question_word", question_groups(questions)),
             *slices(scores, "answer_length", _answer_lengths(gold)),
         ],
-        errors=dict(Counter(map(_answer_kind, gold, predicted, exact, f1))),
+        errors=_answer_errors(gold, predicted, exact, f1),
         worst=worst_rows(ids, loss),
     )
     return found, scores
@@ -61,6 +61,18 @@ def _answer_lengths(gold: Sequence[Sequence[str]]) -> Groups:
     place = np.searchsorted([0, 1, 3], lengths, side="left")
     kept, place = np.unique(place, return_inverse=True)
     return Groups([_ANSWER_LENGTHS[number] for number in kept], place)
+
+
+def _answer_errors(
+    gold: Sequence[Sequence[str]], predicted: Sequence[str], exact: Floats, f1: Floats
+) -> dict[str, int]:
+    """How many answers are of which kind.
+
+    boundary: some words are right; elsewhere: none; missed, spurious: none is given, or one, and should not be.
+    """
+    kinds = Counter(dict.fromkeys(("right", "boundary", "elsewhere", "missed", "spurious"), 0))
+    kinds.update(map(_answer_kind, gold, predicted, exact, f1))
+    return dict(kinds)
 
 
 def _answer_kind(gold: Sequence[str], text: str, exact: float, f1: float) -> str:

@@ -19,6 +19,7 @@ from finetune.card.public_names import (
 )
 from finetune.card.rules import check_front_matter
 from finetune.card.training import checkpoint_link, hardware, head_swap, procedure, training_data
+from finetune.card.weaknesses import weaknesses
 from finetune.card.wording import limitations, purpose, uses
 from finetune.recipe import Recipe
 from finetune.record import ModelFacts, RunRecord
@@ -38,6 +39,7 @@ def render(recipe: Recipe, record: RunRecord, model_id: str | None = None) -> st
         f"# {text(model_name(recipe, model_id))}",
         _summary(recipe, record, record.model),
         _results(record, record.model),
+        weaknesses(record),
         _how_to_use(recipe, record.model, model_id),
         _labels(record.model),
         f"## Intended use\n\n{uses(recipe, record.model)}",

@@ -55,10 +55,15 @@ def limitations(recipe: Recipe, record: RunRecord) -> Iterator[str]:
         yield "The language of the data was not stated; expect nothing in languages that the data does not hold."
     yield from _cut(recipe, record)
     yield from _uncertain(record)
-    yield (
-        "Not evaluated: other sources of text than the data above, differences between groups of people, deliberate"
-        " attempts to mislead the model, and whether its scores are calibrated probabilities."
-    )
+    yield _not_evaluated(record)
+
+
+def _not_evaluated(record: RunRecord) -> str:
+    calibrated = any(found.calibration for found in record.analysis.values())
+    missing = ["other sources of text than the data above", "differences between groups of people"]
+    missing += ["deliberate attempts to mislead the model"]
+    missing += [] if calibrated else ["whether its scores are calibrated probabilities"]
+    return f"Not evaluated: {', '.join(missing[:-1])}{',' * (len(missing) > 3)} and {missing[-1]}."
 
 
 def _inherited(recipe: Recipe) -> str:

@@ -120,7 +120,8 @@ def test_multi_label_loss_records_and_threshold(tmp_path, tiny_checkpoint):
     expected = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor(logits), batch.targets["gold"])
     torch.testing.assert_close(task.loss(outputs(logits), batch) / 3, expected)
     scores = np.array([[0.4, 0.2, 0.35], [0.1, 0.33, 0.2], [0.29, 0.1, 0.1]])
-    predictions = Predictions(["0", "1", "2"], np.zeros(3), {"gold": batch.targets["gold"].numpy(), "scores": scores})
+    arrays = {"gold": batch.targets["gold"].numpy(), "logits": np.log(scores / (1 - scores)), "scores": scores}
+    predictions = Predictions(["0", "1", "2"], np.zeros(3), arrays)
     task.tune(predictions)
     assert 0.29 < task.threshold <= 0.33
     assert [record["prediction"] for record in task.records(predictions)] == [["film", "praise"], ["plot"], []]
