@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from finetune import audit, data, evaluation, hardware, model, preparation, pretrained, session, tasks
+from finetune import audit, data, evaluation, finish, hardware, model, preparation, pretrained, session, tasks
 from finetune.carbon import Carbon
 from finetune.errors import DataError
 from finetune.events import Events
@@ -81,7 +81,7 @@ def evaluate(
     record.results = {name: evaluation.score_split(task, predictions, recipe.evaluate.metrics)}
     record.analysis = {name: evaluation.analyse_split(task, predictions, features[name], chosen[name])}
     record.ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    _write(recipe, checkpoint, record, name, task.records(predictions))
+    _write(recipe, checkpoint, record, name, task.records(predictions), events)
     return record
 
 
@@ -128,12 +128,15 @@ def _facts(loaded: model.Loaded, found: pretrained.Checkpoint, task: Task, rows:
     )
 
 
-def _write(recipe: Recipe, checkpoint: str, record: RunRecord, split: str, records: list[dict[str, Any]]) -> None:
+def _write(
+    recipe: Recipe, checkpoint: str, record: RunRecord, split: str, records: list[dict[str, Any]], events: Events
+) -> None:
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint).strip("-.")[-80:] or "checkpoint"
     folder = RunFolder(Path(recipe.output) / "evaluations" / short)
     folder.open()
     try:
         folder.write_lines(folder.predictions / f"{split}.jsonl", records)
         folder.write_record(record)
+        finish.write_report(recipe, folder, record, events)
     finally:
         folder.close()

@@ -52,11 +52,11 @@ class Callbacks:
             value: float | None = None
             if predictions is not None:
                 ready.task.tune(predictions)
-                values = evaluation.values(
-                    ready.task, predictions, [self.select_on, *(job.recipe.evaluate.metrics or [])]
-                )
-                value = values.get(self.select_on)
-                self._write(values, "validation")
+                names = [self.select_on, *(job.recipe.evaluate.metrics or [])]
+                found = evaluation.score_split(ready.task, predictions, names).metrics
+                value = found[self.select_on].value
+                intervals = {name: (item.low, item.high) for name, item in found.items() if item.low is not None}
+                self._write({name: item.value for name, item in found.items()}, "validation", intervals=intervals)
         agreed: float | None = agree_on(value, job.state)
         return agreed
 
@@ -65,7 +65,7 @@ class Callbacks:
         if self.job.main:
             self._write(values, "train")
 
-    def _write(self, values: Mapping[str, float | None], split: str) -> None:
+    def _write(self, values: Mapping[str, float | None], split: str, **more: Any) -> None:
         progress, fit = self.fit.progress, self.fit
         line = {
             "step": progress.step,
@@ -75,6 +75,7 @@ class Callbacks:
             "seconds": round(progress.seconds, 3),
             "split": split,
             "values": values,
+            **more,
         }
         self.job.folder.append_metrics(line)
         progress.metrics_lines += 1

@@ -20,7 +20,7 @@ from finetune.record import Analysis, SplitResults
 from finetune.rows import Rows
 from finetune.tasks.base import Predictions, Task
 
-__all__ = ["analyse_split", "match_labels", "predict_split", "score_split", "values"]
+__all__ = ["analyse_split", "match_labels", "predict_split", "score_split"]
 
 
 def predict_split(
@@ -77,12 +77,6 @@ def analyse_split(task: Task, predictions: Predictions, features: Features, rows
         found.slices += slices(scores, name, column_groups(values))
     found.seconds = round(time.perf_counter() - started, 3)
     return found
-
-
-def values(task: Task, predictions: Predictions, names: Sequence[str]) -> dict[str, float | None]:
-    """Metrics without intervals, and the mean loss: for the curve of a run."""
-    found = {name: metric.value for name, metric in task.score(predictions, names).items()}
-    return found | {"loss": float(predictions.loss.mean())}
 
 
 def match_labels(own: Sequence[str], wanted: Sequence[str], renamed: dict[str, str], checkpoint: str) -> list[str]:

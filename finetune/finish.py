@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +26,7 @@ from finetune.record import Best, Export, RunRecord, Training, write_atomic
 from finetune.tasks.base import Predictions
 from finetune.tracking import Tracking
 
-__all__ = ["conclude", "push"]
+__all__ = ["conclude", "push", "write_report"]
 
 VERIFIED_ROWS = 20
 VERIFIED_TEXTS = ("", "Привет, мир! 你好，世界。 שלום עולם", "word " * 2000)
@@ -51,6 +53,7 @@ def conclude(job: Job, ready: Prepared, fit: loop.Fit, meter: Carbon, tracking: 
     _write_cases(job, ready, fit, net)
     record.emissions = emissions
     carbon.write_csv(folder.emissions, emissions, meter.facts)
+    _draw_pictures(job)
     write_card(job.recipe, folder, record)
     record.export = Export(files=model.describe_files(folder.export))
     if tracking is not None:
@@ -168,7 +171,33 @@ def write_card(recipe: Recipe, folder: RunFolder, record: RunRecord, repo_id: st
     """Write export/README.md for the given or the recipe's repository."""
     repo_id = repo_id or (recipe.hub.repo_id if recipe.hub is not None else None)
     with storage_errors("writing the card"):
-        write_atomic(folder.export / "README.md", card.render(recipe, record, repo_id))
+        pictures = [path.relative_to(folder.export).as_posix() for path in sorted(folder.export.glob("figures/*.png"))]
+        write_atomic(folder.export / "README.md", card.render(recipe, record, repo_id, pictures))
+
+
+def _draw_pictures(job: Job) -> None:
+    """Put the pictures of the card into `export/`; a card can do without."""
+    with _drawing_errors("the pictures of the card", job.events):
+        from finetune.report import pictures
+
+        pictures.write(job.folder.export, job.record, job.folder.metrics)
+
+
+def write_report(recipe: Recipe, folder: RunFolder, record: RunRecord, events: Events) -> None:
+    """Write report.html; where that fails, the run is as good without it, and one line says why."""
+    with _drawing_errors("report.html", events):
+        from finetune import report
+
+        report.write(folder.path, recipe, record)
+
+
+@contextmanager
+def _drawing_errors(what: str, events: Events) -> Iterator[None]:
+    """Say in one line what could not be drawn, and go on. matplotlib, slow to load, is imported inside the block."""
+    try:
+        yield
+    except Exception as error:
+        events.message(f"{what}: left out, {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
 
 def verify(folder: RunFolder, record: RunRecord, events: Events) -> None:

@@ -59,7 +59,7 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto", events: Eve
         if problems:
             raise RecipeError("\n".join(problems))
         record = _new_record(recipe, state)
-        with stop_requests() as stop, _recorded(folder, record):
+        with stop_requests() as stop, _recorded(folder, record, recipe, events):
             return _train(Job(recipe, folder, record, events, stop, state))
     finally:
         folder.close()
@@ -111,7 +111,7 @@ def _earlier_record(folder: RunFolder, recipe: Recipe, resume: str) -> RunRecord
 def _finished_before(recipe: Recipe, folder: RunFolder, record: RunRecord, events: Events) -> RunRecord:
     events.message(f"{folder.path}: this run is {record.status} already; nothing to train")
     if recipe.hub is not None and record.published is None:
-        with _recorded(folder, record):
+        with _recorded(folder, record, recipe, events):
             finish.push(recipe, folder, record, events)
     return record
 
@@ -134,8 +134,8 @@ def _now() -> str:
 
 
 @contextmanager
-def _recorded(folder: RunFolder, record: RunRecord) -> Iterator[None]:
-    """Keep run.json true to what happens in the block: running, then how it ended."""
+def _recorded(folder: RunFolder, record: RunRecord, recipe: Recipe, events: Events) -> Iterator[None]:
+    """Keep run.json true to what happens in the block: running, then how it ended. A whole run gets its report."""
     record.exit_code, record.error = None, None
     folder.write_record(record)
     try:
@@ -150,6 +150,8 @@ def _recorded(folder: RunFolder, record: RunRecord) -> Iterator[None]:
     finally:
         record.ended = _now()
         folder.write_record(record)
+        if record.status in ("finished", "published"):
+            finish.write_report(recipe, folder, record, events)
 
 
 def _train(job: Job) -> RunRecord:
@@ -361,12 +363,13 @@ def push(
         raise OutputError(f"{run_dir}: holds {state}; expected the folder of a finished run")
     folder.open()
     try:
-        with _recorded(folder, record):
+        recipe, events = load(folder.recipe), events or Events()
+        with _recorded(folder, record, recipe, events):
             finish.push(
-                load(folder.recipe),
+                recipe,
                 folder,
                 record,
-                events or Events(),
+                events,
                 repo_id=repo_id,
                 private=private,
                 create_pr=create_pr,

@@ -59,6 +59,7 @@ def test_a_plain_export_is_allowed_and_sorted(export):
         "model.safetensors.bak",
         "figures/../notes.txt",
         "figures/.hidden.png",
+        "figures/another.png",
         "question_answering.py",
         "model-1-of-2.safetensors",
         "README.md\n",
@@ -177,7 +178,7 @@ def test_tokens_are_taken_out_of_messages():
 
 def test_the_pattern_covers_whole_names():
     names = re.compile(pattern(["question_answering.py"]))
-    for name in ("model-00001-of-00002.safetensors", "spiece.model", "question_answering.py", "figures/a.png"):
+    for name in ("model-00001-of-00002.safetensors", "spiece.model", "question_answering.py", "figures/curves.png"):
         assert names.fullmatch(name)
     for name in ("questionXanswering.py", "README.md.orig", "sub/README.md", "pytorch_model.bin"):
         assert not names.fullmatch(name)

@@ -42,7 +42,10 @@ checkpoint
 carbon.meter carbon.emissions carbon
 tracking.trackers tracking
 loop
-card.public_names card.figures card.markdown card.rules card.metadata card.weaknesses card.wording card.training card
+card.public_names card.figures card.markdown card.pictures card.rules card.metadata card.weaknesses
+card.wording card.training card
+report.blocks report.curves report.drawing report.charts report.results report.running report.making report.page
+report.pictures report
 publish.stranger publish.verification publish.allowlist publish.courier publish
 folder hardware evaluation preparation session job callbacks finish services run
 assessment checking prediction
@@ -57,8 +60,8 @@ KNOW_TASKS = ("recipe", "tasks", "inference")
 OTHER_MEANINGS = {("publish.allowlist", "token")}  # the file in which the Hub's login store keeps a token
 
 HEAVY = {
-    "accelerate", "codecarbon", "datasets", "evaluate", "numpy", "pandas", "peft", "pyarrow", "scipy", "sklearn",
-    "torch", "transformers", "wandb",
+    "accelerate", "codecarbon", "datasets", "evaluate", "matplotlib", "numpy", "pandas", "peft", "pyarrow", "scipy",
+    "sklearn", "torch", "transformers", "wandb",
 }  # fmt: skip
 
 

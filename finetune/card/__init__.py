@@ -5,11 +5,12 @@ Nothing private: no rows, no folders of this machine, no coordinates. What a rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from finetune.card.figures import amount, count, interval, score
 from finetune.card.markdown import HUB, bullets, code, fence, link, prose, table, text
 from finetune.card.metadata import dump, front_matter, splits
+from finetune.card.pictures import CONFUSION, INTERVALS, RELIABILITY, pictures
 from finetune.card.public_names import (
     dataset_id,
     dataset_name,
@@ -29,23 +30,24 @@ __all__ = ["check_front_matter", "render"]
 PLACEHOLDER = "path/to/export"
 
 
-def render(recipe: Recipe, record: RunRecord, model_id: str | None = None) -> str:
+def render(recipe: Recipe, record: RunRecord, model_id: str | None = None, present: Collection[str] = ()) -> str:
     """The whole README.md. `model_id` is the repository on the Hub; without it the call names a folder.
 
+    present: the pictures that lie in the export.
     record.model must be set; parts of the record that are None are left out or said to be unknown.
     """
     assert record.model is not None
     sections = [
         f"# {text(model_name(recipe, model_id))}",
         _summary(recipe, record, record.model),
-        _results(record, record.model),
+        _results(record, record.model, present),
         weaknesses(record),
         _how_to_use(recipe, record.model, model_id),
         _labels(record.model),
         f"## Intended use\n\n{uses(recipe, record.model)}",
         f"## Limitations and bias\n\n{bullets(limitations(recipe, record))}",
         training_data(recipe, record),
-        procedure(recipe, record),
+        procedure(recipe, record, present),
         head_swap(recipe, record),
         f"### Recipe\n\n{fence(public_recipe(recipe), 'yaml')}",
         _emissions(record),
@@ -85,13 +87,15 @@ def _capital(words: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- results
 
 
-def _results(record: RunRecord, model: ModelFacts) -> str:
+def _results(record: RunRecord, model: ModelFacts, present: Collection[str]) -> str:
     if not record.results:
         return "## Results\n\nNot evaluated."
     names = [name for name, splits in record.baselines.items() if splits]
     header = ["Split", "Rows", "Metric", "Value", "95 % interval", *(text(name.replace("_", " ")) for name in names)]
     rows = list(_result_rows(record, model, names))
-    return "\n\n".join(["## Results", table(header, rows, right=[1, *range(3, len(header))]), *_reading(record, model)])
+    shown = pictures(present, INTERVALS, CONFUSION, RELIABILITY)
+    figures = table(header, rows, right=[1, *range(3, len(header))])
+    return "\n\n".join(["## Results", figures, *_reading(record, model), *shown])
 
 
 def _result_rows(record: RunRecord, model: ModelFacts, baselines: list[str]) -> Iterator[list[str]]:

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-__all__ = ["HUB", "bullets", "code", "fence", "link", "prose", "table", "text"]
+__all__ = ["HUB", "bullets", "code", "fence", "image", "link", "prose", "table", "text", "visible"]
 
 HUB = "https://huggingface.co"
 LONGEST = 160  # characters of one value; a label or a name of megabytes must not fill the page
@@ -48,14 +48,19 @@ def code(value: object) -> str:
 def fence(value: str, language: str = "") -> str:
     """A block of code; its fence is longer than any run of backticks in it."""
     marks = "`" * max(3, _longest_run(value) + 1)
-    body = "".join(char for char in value if char in "\n\t" or unicodedata.category(char) not in BLANKED)
-    return f"{marks}{language}\n{body.translate(BIDI).rstrip()}\n{marks}"
+    body = visible(value, keep="\n\t", instead="").rstrip()
+    return f"{marks}{language}\n{body}\n{marks}"
 
 
 def link(label: str, address: str) -> str:
     """A link; `label` is Markdown already, `address` an address of ours without spaces or brackets."""
     assert re.fullmatch(r"https://[\w./-]+", address, re.ASCII), address
     return f"[{label}]({address})"
+
+
+def image(shown: str, place: str) -> str:
+    """A picture of this repository; `shown`, of ours, says what is on it."""
+    return f"![{shown}]({place})"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
@@ -71,9 +76,14 @@ def bullets(items: Iterable[str]) -> str:
 
 
 def _line(value: object, longest: int = LONGEST) -> str:
-    shown = "".join(" " if unicodedata.category(char) in BLANKED else char for char in str(value)[: 4 * longest])
-    line = " ".join(shown.translate(BIDI).split())
+    line = " ".join(visible(str(value)[: 4 * longest]).split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def visible(value: str, keep: str = "", instead: str = " ") -> str:
+    """`value` without characters that reorder what is shown; `instead` of each control character not in `keep`."""
+    shown = (instead if unicodedata.category(char) in BLANKED and char not in keep else char for char in value)
+    return "".join(shown).translate(BIDI)
 
 
 def _longest_run(value: str) -> int:

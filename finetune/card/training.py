@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from finetune.card.figures import count, duration, share, size
 from finetune.card.markdown import HUB, bullets, code, link, table, text
+from finetune.card.pictures import CURVES, pictures
 from finetune.card.public_names import base_model, dataset_id, hub_id, place_name, source_name
 from finetune.recipe import Recipe
 from finetune.record import ModelFacts, Names, RunRecord, SplitFacts
@@ -46,10 +47,12 @@ def _cut(facts: SplitFacts) -> str:
     return f"{count(facts.truncated)} ({share(facts.truncated / facts.rows)})" if facts.rows else "–"
 
 
-def procedure(recipe: Recipe, record: RunRecord) -> str:
+def procedure(recipe: Recipe, record: RunRecord, present: Collection[str] = ()) -> str:
     """What was asked for and what happened, as a table of two columns."""
     rows = [[name, value] for name, value in [*_asked(recipe, record), *_happened(record)] if value]
-    return f"## Training procedure\n\n{table(['Setting', 'Value'], rows)}" if recipe.train or record.training else ""
+    if recipe.train is None and record.training is None:
+        return ""
+    return "\n\n".join(["## Training procedure", table(["Setting", "Value"], rows), *pictures(present, CURVES)])
 
 
 def _asked(recipe: Recipe, record: RunRecord) -> Iterator[tuple[str, str]]:

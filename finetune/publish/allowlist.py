@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from finetune.card.pictures import SHOWN
 from finetune.errors import PublishError
 
 __all__ = ["allowed", "pattern", "redact"]
@@ -31,6 +32,7 @@ _VOCABULARIES = (
 _NAMES = frozenset(
     (
         *_VOCABULARIES,
+        *SHOWN,
         "README.md",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
@@ -44,7 +46,7 @@ _NAMES = frozenset(
         "tokenizer_config.json",
     )
 )
-_FAMILIES = r"model-[0-9]{5}-of-[0-9]{5}\.safetensors|figures/[A-Za-z0-9][A-Za-z0-9_.-]*\.png"
+_FAMILIES = r"model-[0-9]{5}-of-[0-9]{5}\.safetensors"
 
 # User access tokens of the Hub, of GitHub, and access keys of AWS.
 _TOKEN = re.compile(

@@ -1,0 +1,279 @@
+"""report.html: what it says, that it is whole in itself, and that no value on it becomes markup."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import card_facts
+import numpy as np
+import pytest
+import tiny_run
+from test_card import HOSTILE
+
+import finetune
+from finetune import report, run
+from finetune.events import Events
+from finetune.publish import allowed
+from finetune.record import Best
+from finetune.report.curves import Series, read_curves, thinned, throughput
+from finetune.report.page import render_page
+
+BIDI = "\u202e\u2066\u200f"
+HOSTILE = [
+    *HOSTILE,
+    "</svg><script>alert(1)</script>",
+    '"><b onclick="x()">',
+    "' onload='x()",
+    "$\\frac{$",
+    f"a{BIDI}b",
+]
+
+
+def metrics(folder, steps=20, logged=2, evaluated=5):
+    """A metrics.jsonl as a run writes it; its path."""
+    lines = []
+    for step in range(1, steps + 1):
+        common = {
+            "step": step,
+            "epoch": step / steps,
+            "examples": 8 * step,
+            "tokens": 100 * step,
+            "seconds": 0.5 * step,
+        }
+        if step % logged == 0:
+            values = {"loss": 2 / step, "learning_rate": 1e-3 * (1 - step / steps)}
+            lines.append(common | {"split": "train", "values": values})
+        if step % evaluated == 0:
+            value = 1 - 1 / step
+            bounds = {"accuracy": [value - 0.05, value + 0.05]}
+            values = {"accuracy": value, "loss": 1 / step}
+            lines.append(common | {"split": "validation", "values": values, "intervals": bounds})
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def page(tmp_path, recipe=None, **fields):
+    return report.render(recipe or card_facts.recipe(), card_facts.record(**fields), read_curves(metrics(tmp_path)))
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, ids, and the text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_it_says_what_the_record_says(tmp_path):
+    text = " ".join(Elements(page(tmp_path)).text.split())
+    for said in (
+        "rotten_tomatoes-minilm",
+        "0.817 ± 0.023",  # test accuracy, half its interval
+        "0.794 to 0.840",
+        "bag of words 0.770",
+        "5,498 tokens/s",
+        "0.619 Wh",
+        "0.0347 g CO₂e (FRA)",
+        "0.557",  # Wh of the phase train
+        "101",
+        "classifier.weight",
+        "checkpoint: sentence-transformers/all-MiniLM-L6-v2",
+        "2.13.0",
+        "51 (0.6 %)",
+        "empty text: 2",
+        "row-of-alice-17",
+    ):
+        assert said in text, said
+
+
+def test_it_is_whole_in_itself(tmp_path):
+    text = page(tmp_path)
+    elements = Elements(text)
+    assert "script" not in {tag for tag, _ in elements.tags}
+    for tag, attributes in elements.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("href", "src", "xlink:href"):
+                assert value.startswith(("#", "data:,")), (tag, value)
+            if name == "clip-path":
+                assert value.removeprefix("url(#").removesuffix(")") in elements.ids
+    assert "default-src 'none'" in text
+    assert "@import" not in text
+    assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", text)
+    assert len(elements.ids) == len(set(elements.ids)), "ids are unique"
+    assert {attributes["href"][1:] for tag, attributes in elements.tags if tag == "use"} <= set(elements.ids)
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    assert page(tmp_path) == page(tmp_path)
+
+
+def shape(text):
+    """The tags of a page without drawings, which have as many ticks as numbers need."""
+    return [tag for tag, _ in Elements(re.sub(r"(?s)<svg.*?</svg>", "", text)).tags]
+
+
+def hostile_page(tmp_path, names):
+    """The page of a run in which `names`, their number being the same, stand wherever a name can stand."""
+    first, plain = names[0], card_facts.record()
+    recipe = card_facts.recipe(
+        model={"checkpoint": first},
+        data={"path": f"./{first}.csv", "columns": {"text": first, "label": first}},
+        output=f"runs/{first}",
+    )
+    facts = {"source": first, "dropped": dict.fromkeys(names, 1), "dropped_ids": {"empty": list(names)}}
+    results = card_facts.results(9, accuracy=(0.5, 0.4, 0.6), **{f"f1/{name}": (0.5, 0.4, 0.6) for name in names})
+    return page(
+        tmp_path,
+        recipe,
+        model=card_facts.model(labels=list(names), checkpoint=first, architecture=first, notes=list(names)),
+        data={name: plain.data["test"].model_copy(update=facts) for name in names},
+        results={"test": results},
+        baselines={name: {"test": results} for name in names[:3]},
+        versions=dict.fromkeys(names, first),
+        tracking={"wandb": {"id": first, "url": first}},
+        command=first,
+        error=first,
+    )
+
+
+def test_no_name_becomes_markup(tmp_path):
+    plain = shape(hostile_page(tmp_path, [f"name{number}" for number in range(len(HOSTILE))]))
+    for turn in range(3):
+        text = hostile_page(tmp_path, HOSTILE[-turn:] + HOSTILE[:-turn])
+        assert shape(text) == plain
+        assert not set(BIDI) & set(text)
+        assert "\x1b" not in text
+        assert "<script" not in text
+
+
+def test_lone_surrogates_do_not_stop_it(tmp_path):
+    page(tmp_path, error="a\ud800b").encode("utf-8")
+
+
+def test_what_is_unknown_is_left_out():
+    bare = report.render(card_facts.recipe(), report.RunRecord(), {})
+    assert "Not evaluated." in bare
+    assert "Training curves" not in bare
+    assert "Speed" not in bare
+
+
+def test_an_interval_of_none_and_an_undefined_metric(tmp_path):
+    results = card_facts.results(3, accuracy=(None, None, None), f1=(0.5, None, None))
+    text = page(tmp_path, results={"test": results}, baselines={}, best=Best(step=5, metric="accuracy", value=0.1))
+    assert "undefined" in text
+
+
+# ------------------------------------------------------------------------------------------------------------- curves
+
+
+def test_curves_hold_values_and_intervals(tmp_path):
+    found = read_curves(metrics(tmp_path))
+    accuracy = found["validation", "accuracy"]
+    assert accuracy.steps.tolist() == [5, 10, 15, 20]
+    assert accuracy.high[1] - accuracy.low[1] == pytest.approx(0.1)
+    assert np.isnan(found["train", "loss"].low).all()
+    rate = throughput(found)
+    assert rate is not None
+    assert rate.values == pytest.approx([200.0] * 9)
+
+
+def test_no_metrics_no_curves(tmp_path):
+    assert read_curves(tmp_path / "metrics.jsonl") == {}
+    assert throughput({}) is None
+
+
+def test_a_long_series_keeps_its_peaks():
+    values = np.sin(np.arange(100_000) / 3000)
+    values[54_321] = 9.0
+    unknown = np.full(100_000, np.nan)
+    short = thinned(Series(np.arange(100_000.0), values, unknown, unknown), columns=300)
+    assert len(short) <= 600
+    assert short.values.max() == 9.0
+    assert short.steps[np.argmax(short.values)] == 54_321
+    assert (np.diff(short.steps) > 0).all()
+
+
+def test_a_long_run_has_a_small_page(tmp_path):
+    recipe, record = card_facts.recipe(), card_facts.record()
+    found = read_curves(metrics(tmp_path, steps=20_000, logged=1, evaluated=100))
+    text = report.render(recipe, record, found)
+    assert len(text.encode()) < 300_000
+
+
+def test_the_template_escapes_by_itself():
+    text = render_page("<b>", "<i>", "<u>", [], [])
+    assert "<b>" not in text
+    assert "&lt;b&gt;" in text
+
+
+# -------------------------------------------------------------------------------------------------------- in real runs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_checkpoint):
+    """The folder of a small run."""
+    path = tiny_run.write_recipe(tmp_path_factory.mktemp("run"), tiny_checkpoint)
+    run.train(finetune.load_recipe(path))
+    return path.parent / "out"
+
+
+def test_a_run_leaves_its_report(trained):
+    text = (trained / "report.html").read_text(encoding="utf-8")
+    assert "Training curves" in text
+    assert "answers verified in a fresh process" in text
+    evaluated = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line for line in evaluated if line["split"] == "validation"]
+    low, high = evaluated[-1]["intervals"]["accuracy"]
+    assert low <= evaluated[-1]["values"]["accuracy"] <= high
+
+
+def test_the_card_shows_two_small_pictures_of_the_export(trained):
+    export = trained / "export"
+    pictures = sorted(path.relative_to(export).as_posix() for path in (export / "figures").iterdir())
+    assert len(pictures) == 2
+    record = json.loads((trained / "run.json").read_text())
+    for name in pictures:
+        content = (export / name).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) < 60_000
+        assert b"Software" not in content
+        assert f"]({name})" in (export / "README.md").read_text(encoding="utf-8")
+        assert name in record["export"]["files"]
+    assert len(allowed(export)) == len(record["export"]["files"])
+
+
+def test_an_evaluation_leaves_its_report(trained):
+    recipe = finetune.load_recipe(trained.parent / "recipe.yaml")
+    finetune.evaluate(recipe, str(trained / "export"))
+    [text] = [path.read_text(encoding="utf-8") for path in trained.glob("evaluations/*/report.html")]
+    assert "Results" in text
+    assert "Training curves" not in text
+
+
+def test_a_run_outlives_what_cannot_be_drawn(tmp_path, tiny_checkpoint, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no ink\nat all")
+
+    monkeypatch.setattr("finetune.report.drawing.Figure", broken)
+    said = []
+    path = tiny_run.write_recipe(tmp_path, tiny_checkpoint, epochs=1)
+    record = run.train(finetune.load_recipe(path), events=Events(message=said.append))
+    assert record.status == "finished"
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert [line for line in said if "no ink" in line] == [
+        "the pictures of the card: left out, RuntimeError: no ink",
+        "report.html: left out, RuntimeError: no ink",
+    ]
+    assert "](figures/" not in (tmp_path / "out" / "export" / "README.md").read_text(encoding="utf-8")
