@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune import model, preparation, services, session
+from finetune.audit import wording
 from finetune.errors import FinetuneError, RecipeError
 from finetune.events import Events
 from finetune.folder import RunFolder
 from finetune.recipe import Recipe
-from finetune.record import HeadSwap
+from finetune.record import Audit, HeadSwap
 
-__all__ = ["check"]
+__all__ = ["Checked", "check"]
 
 SHOWN_WEIGHTS = 6
 PREVIEW_ROWS = 3
 
 
-def check(recipe: Recipe, events: Events) -> str:
-    """A report: the resolved recipe, the head swap, the splits and a preview.
+@dataclass(frozen=True)
+class Checked:
+    """What the check found: a report for people, and the audit of the rows for programs."""
+
+    report: str
+    audit: Audit
+
+
+def check(recipe: Recipe, events: Events) -> Checked:
+    """The resolved recipe, the head swap, a preview and the audit of the rows, which comes last.
 
     Raises FinetuneError with every problem of services, output folder, data and checkpoint that was found.
     """
@@ -38,11 +48,11 @@ def check(recipe: Recipe, events: Events) -> str:
     sections = [
         recipe.to_yaml().rstrip(),
         _head_swap(loaded.head_swap),
-        _splits(ready),
         _preview(ready),
+        wording.report(ready.audit),
         "everything checked is in order",
     ]
-    return "\n\n".join(sections)
+    return Checked("\n\n".join(sections), ready.audit)
 
 
 def _head_swap(swap: HeadSwap) -> str:
@@ -51,18 +61,6 @@ def _head_swap(swap: HeadSwap) -> str:
         shown = ", ".join(part.names[:SHOWN_WEIGHTS]) + (" …" if part.count > SHOWN_WEIGHTS else "")
         lines.append(f"  {word:8} {part.count:4}  {shown}")
     return "\n".join(lines)
-
-
-def _splits(ready: preparation.Prepared) -> str:
-    lines = ["data"]
-    for name in ready.splits:
-        facts = preparation.facts(ready.splits[name], ready.features[name])
-        lengths = ready.features[name].lengths
-        lines.append(
-            f"  {name:10} {facts.rows} rows, {facts.truncated} truncated at {ready.task.max_length} tokens,"
-            f" longest {int(lengths.max())}, mean {lengths.mean():.1f}"
-        )
-    return "\n".join([*lines, *(f"  {note}" for note in ready.notes)])
 
 
 def _preview(ready: preparation.Prepared) -> str:

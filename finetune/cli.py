@@ -91,17 +91,19 @@ def _complain(error: FinetuneError) -> None:
 
 
 @app.command(epilog="Example: `finetune check recipes/quickstart/quickstart.yaml train.epochs=1`")
-def check(recipe: RecipePath, overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """Find everything that can be found wrong before training; train nothing."""
+def check(recipe: RecipePath, overrides: Overrides = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
+    """Find everything that can be found wrong before training, and audit the rows; train nothing."""
     from finetune.recipe import load
 
     loaded = load(recipe, overrides or [])
     from finetune import checking
 
-    with _listening(quiet) as events:
-        report = checking.check(loaded, events)
-    if not quiet:
-        print(report)
+    with _listening(quiet or as_json) as events:
+        checked = checking.check(loaded, events)
+    if as_json:
+        print(checked.audit.model_dump_json(indent=2))
+    elif not quiet:
+        print(checked.report)
 
 
 @app.command(epilog="Example: `finetune train recipes/quickstart/quickstart.yaml train.epochs=1`")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from finetune import audit, data, metrics, pretrained, tasks
 from finetune.events import Events
 from finetune.features import Features, in_memory
 from finetune.recipe import Recipe
-from finetune.record import SplitFacts
+from finetune.record import Audit, SplitFacts
 from finetune.rows import Rows
 from finetune.tasks.base import Task
 
@@ -28,7 +27,7 @@ class Prepared:
     task: Task
     splits: dict[str, Rows]
     features: dict[str, Features]
-    notes: Sequence[str]
+    audit: Audit
 
 
 def prepare(recipe: Recipe, events: Events) -> Prepared:
@@ -49,7 +48,15 @@ def prepare(recipe: Recipe, events: Events) -> Prepared:
     task.fit_to(config, tokenizer)
     features = encode(findings.splits, task, tokenizer, events)
     notes = [*findings.notes, *task.survey(findings.splits, features, tokenizer)]
-    return Prepared(recipe, found, config, tokenizer, task, findings.splits, features, notes)
+    surveyed = audit.survey(
+        recipe.audit,
+        findings.splits,
+        features,
+        notes,
+        regression=task.problem == "regression",
+        max_length=task.max_length,
+    )
+    return Prepared(recipe, found, config, tokenizer, task, findings.splits, features, surveyed)
 
 
 def encode(splits: dict[str, Rows], task: Task, tokenizer: Any, events: Events) -> dict[str, Features]:

@@ -32,6 +32,7 @@ class Rows:
     source: str  # "data/train.csv" or "user/set (config) train"; never an absolute path
     fingerprint: str  # sha256 of the content and of the settings that made these rows
     dropped: dict[str, list[str]] = field(default_factory=dict)  # reason -> ids of the rows left out
+    unused: tuple[str, ...] = ()  # columns of the source that no role reads
     places: pa.Table | None = None  # columns `file` int32 (index into `files`) and `line` int64
     files: tuple[str, ...] = ()  # how a place in each file is written, without its number: "data/train.csv, line"
 

@@ -237,6 +237,7 @@ def _describe(job: Job, ready: Prepared, loaded: model.Loaded) -> None:
     """Fill the record with what is known before training, and say it."""
     record, swap = job.record, loaded.head_swap
     record.data = {name: facts(rows, ready.features[name]) for name, rows in ready.splits.items()}
+    record.audit = ready.audit
     record.head_swap = swap
     record.model = ModelFacts(
         checkpoint=ready.checkpoint.name,
@@ -251,8 +252,8 @@ def _describe(job: Job, ready: Prepared, loaded: model.Loaded) -> None:
     job.events.message(
         f"head swap: {swap.reused.count} weights reused, {swap.new.count} new, {swap.dropped.count} dropped"
     )
-    for note in ready.notes:
-        job.events.message(note)
+    for line in [*(finding.text for finding in ready.audit.findings), *ready.audit.notes]:
+        job.events.message(line)
 
 
 def _claim(job: Job, loaded: model.Loaded) -> None:

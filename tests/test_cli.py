@@ -10,6 +10,8 @@ import pytest
 import tiny_export
 import tiny_run
 
+from finetune.record import Audit
+
 ROOT = Path(__file__).parents[1]
 COMMANDS = ["check", "train", "evaluate", "predict", "push", "schema", "recipes"]
 
@@ -78,8 +80,32 @@ def test_schema_and_shipped_recipes(tmp_path):
 def test_check_prints_recipe_head_swap_and_preview(tmp_path, tiny_checkpoint):
     ended = finetune("check", tiny_run.write_recipe(tmp_path, tiny_checkpoint), "train.epochs=1")
     assert ended.returncode == 0, ended.stderr
-    for part in ("epochs: 1", "head swap", "classifier.weight", "60 rows, 0 truncated at 24 tokens", "[CLS]"):
+    for part in (
+        "epochs: 1",
+        "head swap",
+        "classifier.weight",
+        "[CLS]",
+        "tokens: 5 %",
+        "everything checked is in order",
+    ):
         assert part in ended.stdout
+
+
+def test_check_gives_programs_the_audit_and_breaks_on_its_rules(tmp_path, tiny_checkpoint):
+    path = tiny_run.write_recipe(tmp_path, tiny_checkpoint)
+    train = (tmp_path / "train.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "test.csv").write_text("\n".join([*train[:1], "a film", *train[3:5]]).replace("a film", "a film,pos"))
+    ended = finetune("check", path, "--json")
+    assert ended.returncode == 0, ended.stderr
+    audit = Audit.model_validate_json(ended.stdout)
+    [leak] = [finding for finding in audit.findings if finding.kind == "leakage" and finding.split == "test"]
+    assert (leak.count, leak.rows, leak.places[0]) == (2, 3, "test.csv, line 3 = train.csv, line 4")
+    refused = finetune("check", path, "audit.max_leakage=0")
+    assert refused.returncode == 2
+    assert (
+        "2 of 3 rows (67 %) have the text of a row of train; audit.max_leakage allows 0 of them: test.csv, line 3"
+        in refused.stderr
+    )
 
 
 def test_check_names_every_problem_of_services(tmp_path, tiny_checkpoint):

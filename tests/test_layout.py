@@ -34,7 +34,9 @@ tasks.sequence
 tasks.tagging tasks.words tasks.windows tasks.grouping tasks.gold tasks.tag_facts tasks.tagger tasks.token
 tasks.answers tasks.span tasks.decoding tasks.text_facts tasks.seq2seq tasks
 data.problems data.readers data.conll data.values data.columns data.parsing data.files data.hub data.splits data
-audit.findings audit.labels audit.gold_answers audit
+audit.findings audit.labels audit.gold_answers
+audit.near_duplicates audit.overlaps audit.distribution audit.scripts audit.survey audit.wording
+audit
 dropout attention first_position decoder pretrained lora model
 batching
 optim

@@ -9,14 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from finetune.audit import gold_answers, labels
-from finetune.audit.findings import SHOWN_ROWS, Findings, blocks
+from finetune.audit.findings import SHOWN_ROWS, Findings, blocks, inputs
+from finetune.audit.survey import survey
 from finetune.data import subset
 from finetune.recipe import Recipe
 from finetune.rows import Rows
 
-__all__ = ["Findings", "examine", "rows"]
-
-INPUTS = ("text", "text_pair", "question", "context", "source", "tokens")  # what a model reads
+__all__ = ["Findings", "examine", "rows", "survey"]
 
 
 def rows(recipe: Recipe, splits: dict[str, Rows]) -> Findings:
@@ -40,8 +39,6 @@ def examine(recipe: Recipe, splits: dict[str, Rows]) -> Findings:
     _dropped(findings)
     _empty(findings)
     _ids(recipe, findings)
-    _duplicates(findings)
-    labels.count(recipe, findings)
     return findings
 
 
@@ -53,10 +50,6 @@ def _dropped(findings: Findings) -> None:
         if not len(one):
             findings.problems.add("no rows", f"split {split}: 0 rows left in {one.source}")
             del findings.splits[split]
-
-
-def _inputs(one: Rows) -> list[str]:
-    return [role for role in INPUTS if role in one.table.column_names]
 
 
 def _empty(findings: Findings) -> None:
@@ -83,7 +76,7 @@ def _empty(findings: Findings) -> None:
 def _blank(one: Rows) -> np.ndarray:
     """bool (n,)"""
     blank = np.ones(len(one), dtype=bool)
-    for role in _inputs(one):
+    for role in inputs(one):
         start = 0
         for chunk in one.table.column(role).chunks:
             blank[start : start + len(chunk)] &= _blank_chunk(chunk)
@@ -130,25 +123,3 @@ def _repeated(hashes: np.ndarray) -> np.ndarray:
     repeated = np.ones(len(hashes), dtype=bool)
     repeated[first] = False
     return np.flatnonzero(repeated)
-
-
-def _duplicates(findings: Findings) -> None:
-    """Equal inputs within train, and inputs of other splits that train has, word for word."""
-    if "train" not in findings.splits:
-        return
-    train = findings.splits["train"]
-    hashes = _hashes(train, _inputs(train))
-    if len(repeated := _repeated(hashes)):
-        findings.notes.append(f"train: of {len(train):,} rows, {len(repeated):,} have the text of an earlier row")
-    order = np.argsort(hashes, kind="stable")
-    for split, one in findings.splits.items():
-        if split == "train":
-            continue
-        own = _hashes(one, _inputs(one))
-        places = np.minimum(np.searchsorted(hashes[order], own), len(train) - 1)
-        leaked = np.flatnonzero(hashes[order[places]] == own)
-        if len(leaked):
-            pairs = [f"{one.where(int(row))} = {train.where(int(order[places[row]]))}" for row in leaked[:SHOWN_ROWS]]
-            findings.notes.append(
-                f"{split}: of {len(one):,} rows, {len(leaked):,} have the text of a row of train ({'; '.join(pairs)})"
-            )

@@ -1,12 +1,10 @@
-"""What is wrong with the labels of all splits together, and how many rows each has."""
+"""What is wrong with the labels of all splits together."""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections import Counter
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,11 +16,10 @@ from finetune.data import subset
 from finetune.recipe import Recipe
 from finetune.rows import Rows
 
-__all__ = ["check_types", "check_values", "count", "leave_out_hidden"]
+__all__ = ["check_types", "check_values", "leave_out_hidden"]
 
 LABELS = ("label", "labels", "tags", "spans")
 HIDDEN = -1  # the number that data sets put where a label is withheld
-SHOWN_LABELS = 12
 
 
 def _regression(recipe: Recipe, one: Rows) -> bool:
@@ -186,25 +183,3 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
-
-
-def count(recipe: Recipe, findings: Findings) -> None:
-    """Note the rows of each split, and of each label where labels are classes."""
-    for split, one in findings.splits.items():
-        role = _role(one)
-        if role is None or _regression(recipe, one):
-            findings.notes.append(f"{split}: {len(one):,} rows")
-            continue
-        names = one.class_names.get(role)
-        counts: Counter[Any] = Counter()
-        for _, (values,) in blocks(one, [role]):
-            counts.update(values if role == "label" else chain.from_iterable(values))
-        named = {names[value] if names and 0 <= value < len(names) else str(value): n for value, n in counts.items()}
-        findings.notes.append(f"{split}: {len(one):,} rows; {_count_words(named)}")
-
-
-def _count_words(counts: dict[str, int]) -> str:
-    if len(counts) <= SHOWN_LABELS:
-        ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-        return ", ".join(f"{name} {count:,}" for name, count in ordered)
-    return f"{len(counts)} labels with {min(counts.values()):,} to {max(counts.values()):,} rows each"

@@ -117,6 +117,7 @@ def _rows(recipe: Recipe, split: str, sources: list[File] | list[HubSplit], prob
         return {"class_names": parsed.class_names, "content": parsed.content} | {
             "dropped": parsed.dropped,
             "columns": parsed.columns,
+            "unused": parsed.unused,
         }
 
     found = entry("rows", key, build)
@@ -124,7 +125,8 @@ def _rows(recipe: Recipe, split: str, sources: list[File] | list[HubSplit], prob
     names = _declared(sources, found.facts["columns"]) | found.facts["class_names"]
     fingerprint = key_of(found.facts["content"], {role: n for role, n in names.items() if not role.startswith(KEPT)})
     marks = tuple(source.place for source in sources)
-    return Rows(split, table, names, title, fingerprint, found.facts["dropped"], places, marks)
+    unused = tuple(found.facts["unused"])
+    return Rows(split, table, names, title, fingerprint, found.facts["dropped"], unused, places, marks)
 
 
 def _title(sources: list[File] | list[HubSplit]) -> str:

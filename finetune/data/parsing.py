@@ -69,6 +69,7 @@ class Parsed:
     content: str  # sha256 of all values
     dropped: dict[str, list[str]]  # kind of problem -> ids
     columns: dict[str, str]  # role -> column
+    unused: list[str]  # columns that no role reads
 
 
 class _Widen(Exception):  # noqa: N818  (not an error: the file is read once more)
@@ -95,6 +96,7 @@ class _Parser:
     types: ColumnTypes
     problems: Problems
     roles: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
     dropped: dict[str, list[str]] = field(default_factory=dict)
     count: int = 0  # rows of the split so far, with the bad ones
 
@@ -111,7 +113,8 @@ class _Parser:
                 others = [name for name in batch.schema.names if name in PLACES or name.startswith(KEPT)]
                 hashes.update(batch.drop_columns(others))
                 writer.write_batch(batch)
-        return Parsed(hashes.rows, self.types.class_names(), hashes.hexdigest(), self.dropped, self.roles)
+        names = self.types.class_names()
+        return Parsed(hashes.rows, names, hashes.hexdigest(), self.dropped, self.roles, self.unused)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for number, source in enumerate(self.sources):
@@ -121,6 +124,7 @@ class _Parser:
                     names = block.columns or list(dict.fromkeys(chain.from_iterable(block.records)))
                     if names and not known:
                         self.roles = self._resolve(source, names, block.records)
+                        self.unused = _unread(self.roles, [*self.unused, *names])
                         known = True
                     if block.records:
                         yield self._batch(number, source, block)
@@ -178,6 +182,12 @@ class _Parser:
                 self.dropped.setdefault(kind, []).append(str(row))
             else:
                 self.problems.add(kind, f"{source.place} {lines[place]}: {text}")
+
+
+def _unread(roles: dict[str, str], names: list[str]) -> list[str]:
+    """The columns that no role reads; one that a role reaches into with a dot is read."""
+    read = {part for column in roles.values() for part in (column, column.partition(".")[0])}
+    return [name for name in dict.fromkeys(names) if name not in read]
 
 
 def _array(role: str, values: list[Any], types: ColumnTypes) -> pa.Array:

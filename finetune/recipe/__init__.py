@@ -14,7 +14,7 @@ from finetune.errors import RecipeError
 from finetune.recipe import keys
 from finetune.recipe import overrides as overriding
 from finetune.recipe import rules as recipe_rules
-from finetune.recipe.blocks import DEFAULT_SPLITS, DataBlock, LoraBlock, ModelBlock, TrainBlock
+from finetune.recipe.blocks import DEFAULT_SPLITS, AuditBlock, DataBlock, LoraBlock, ModelBlock, TrainBlock
 from finetune.recipe.messages import explain
 from finetune.recipe.model import (
     CarbonBlock,
@@ -35,6 +35,7 @@ __all__ = [
     "METRICS",
     "PROBLEM_METRICS",
     "ROLES",
+    "AuditBlock",
     "CarbonBlock",
     "CardBlock",
     "DataBlock",

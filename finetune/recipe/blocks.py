@@ -19,7 +19,7 @@ from finetune.recipe.types import (
     or_null,
 )
 
-__all__ = ["DEFAULT_SPLITS", "DataBlock", "LoraBlock", "ModelBlock", "TrainBlock"]
+__all__ = ["DEFAULT_SPLITS", "AuditBlock", "DataBlock", "LoraBlock", "ModelBlock", "TrainBlock"]
 
 DEFAULT_SPLITS: dict[str, str | float] = {"train": "train", "validation": "validation", "test": "test"}
 ROLE_NAMES = (
@@ -131,6 +131,24 @@ class DataBlock(Block):
         if isinstance(value, dict) and "splits" in value and value["splits"] is None:
             return {key: item for key, item in value.items() if key != "splits"}
         return value
+
+
+class AuditBlock(Block):
+    """Rules for the rows, as shares of a split: where one is broken, the run stops before training and names the rows.
+
+    Null: reported, never an error.
+    """
+
+    max_leakage: Share | None = None
+    """Rows of validation or test whose text is in train, word for word."""
+    max_near_leakage: Share | None = None
+    """Rows of validation or test, beyond those of max_leakage, whose text is nearly that of a row of train."""
+    max_duplicates: Share | None = None
+    """Rows of a split that have the text of an earlier row of it."""
+    max_conflicts: Share | None = None
+    """Rows of a split that have the text of another row, in any split, but another answer."""
+    max_truncated: Share | None = None
+    """Rows of a split that lose tokens at data.max_length."""
 
 
 class TrainBlock(Block):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
-from finetune.recipe.blocks import DataBlock, ModelBlock, TrainBlock
+from finetune.recipe.blocks import AuditBlock, DataBlock, ModelBlock, TrainBlock
 from finetune.recipe.types import Block, Count, Expect, Positive, Switch, Text, is_local
 from finetune.recipe.yaml_lines import dump
 
@@ -28,7 +28,7 @@ __all__ = [
 WINDOWED = ("token", "span")
 GENERATIVE = ("seq2seq",)
 HARMLESS = (
-    *("output", "track", "carbon", "card", "hub", "evaluate.metrics", "evaluate.slices"),
+    *("output", "audit", "track", "carbon", "card", "hub", "evaluate.metrics", "evaluate.slices"),
     *("train.save_every", "train.keep_last"),
 )
 
@@ -156,6 +156,10 @@ class Recipe(Block):
     """The pretrained checkpoint and what is done to it."""
     data: Annotated[DataBlock, Expect("a block of keys")]
     """The rows: where they are, what their columns mean, how they are cut to length."""
+    audit: Annotated[AuditBlock, Expect("a block of keys, such as {max_leakage: 0}")] = Field(
+        default_factory=AuditBlock
+    )
+    """Rules for the rows, as shares of a split: where one is broken, the run stops before training."""
     train: Annotated[TrainBlock | None, Expect("a block of keys")] = None
     """How the weights are fitted; leave out for evaluation only."""
     evaluate: Annotated[EvaluateBlock, Expect("a block of keys")] = Field(default_factory=EvaluateBlock)

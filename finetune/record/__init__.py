@@ -109,14 +109,14 @@ class AuditFinding(Part):
     kind: str  # leakage, near_leakage, conflicts, duplicates, …; a rule `max_<kind>` of the recipe refers to it
     split: str
     other: str | None = None  # the split that this one was compared with, where there are two
-    level: Literal["problem", "warning", "note"]  # breaks a rule of the recipe; will mislead; good to know
+    level: Literal["warning", "note"]  # misleads; good to know
     count: int  # rows of the split that are concerned
     rows: int  # of the split
     text: str  # a sentence without the rows
     remedy: str = ""
     ids: list[str] = Field(default_factory=list)  # the first 20 rows that are concerned
     partner_ids: list[str] = Field(default_factory=list)  # the row of `other` (or of the split) that each goes with
-    places: list[str] = Field(default_factory=list)  # the first 3 of them in words: "test.csv, line 5 = train.csv, …"
+    places: list[str] = Field(default_factory=list)  # the same rows in words: "test.csv, line 5 = train.csv, line 8"
 
 
 class Audit(Part):

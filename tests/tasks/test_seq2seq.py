@@ -69,12 +69,12 @@ def test_what_is_cut_is_counted_and_said(tmp_path, t5):
     assert found["truncated"].tolist() == [True, False, False]
     assert found["target_truncated"].tolist() == [False, False, True]
     assert ready.features["train"].sequences["labels"][2].tolist()[-1] == ready.tokenizer.sep_token_id
-    assert any("of 3 targets, 1 are longer than 12 tokens" in note for note in ready.notes)
+    assert any("of 3 targets, 1 are longer than 12 tokens" in note for note in ready.audit.notes)
 
 
 def test_targets_that_the_tokenizer_changes_are_counted(tmp_path, t5):
     ready = prepared(tmp_path, t5, [("a", "good film"), ("a", "Good film")])
-    assert any("1 of the first 2 targets are not what they were" in note for note in ready.notes)
+    assert any("1 of the first 2 targets are not what they were" in note for note in ready.audit.notes)
 
 
 def test_an_empty_target_is_refused_with_its_row(tmp_path, t5):

@@ -111,7 +111,7 @@ def test_survey_counts_open_windowed_and_cut_questions(ready):
     said = ready.task.survey(ready.splits, ready.features, ready.tokenizer)
     open_ones = sum(row["is_impossible"] for row in span_material.rows(48, 0))
     assert said[0] == f"train: of 48 questions, {open_ones} without an answer, 16 longer than a window"
-    assert any(note == said[0] for note in ready.notes)
+    assert any(note == said[0] for note in ready.audit.notes)
 
 
 # ---------------------------------------- loss

@@ -76,7 +76,7 @@ def test_io_tags_train_as_iob2(tmp_path, encoder):
     words, gold = ready.features["test"].sequences["words"][2], ready.features["test"].sequences["labels"][2]
     assert [ENTITIES[label] for label in gold[words >= 0]] == ["B-PER", "I-PER", "O", "O", "B-LOC", "I-LOC"]
     assert "tags: entities in the IO scheme, turned into IOB2; neighbouring entities of one type cannot" in str(
-        ready.notes
+        ready.audit.notes
     )
 
 
@@ -91,7 +91,7 @@ def test_the_denominator_counts_every_label_once(tmp_path, encoder):
     assert (words >= 0).sum() == sum(len(row[0].split()) for row in rows["train"])
     assert len(counts) > len(rows["train"]) + 3
     assert preparation.facts(ready.splits["train"], ready.features["train"]).windows == len(counts)
-    assert "train: 1 row is longer than 16 tokens and read in overlapping windows" in ready.notes
+    assert "train: 1 row is longer than 16 tokens and read in overlapping windows" in ready.audit.notes
 
 
 @pytest.mark.parametrize("rows", [token_material.ROWS, [("works abx", "X Y"), ("abx", "X")]])
@@ -153,7 +153,7 @@ def test_windows_are_merged_and_no_word_is_lost(tmp_path, encoder):
     found = ready.task.decode(outputs_for(features, truth), features, ready.splits["test"])
     assert found.arrays["gold"] == [LONG[1].split(), ["B-PER", "I-PER"], ["O"]]
     assert found.arrays["predicted"] == [LONG[1].split(), ["O", "B-PER"], ["O"]]
-    assert "test: the tokenizer leaves nothing of 1 words (invisible characters); they get O" in ready.notes
+    assert "test: the tokenizer leaves nothing of 1 words (invisible characters); they get O" in ready.audit.notes
 
 
 def test_predictions_that_break_iob2_are_read_as_the_pipeline_does(tmp_path, encoder):

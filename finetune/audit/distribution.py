@@ -1,0 +1,211 @@
+"""How often each label is given, how long the texts are, and how far the splits are from train in both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.compute as pc
+
+from finetune.audit.findings import blocks, finding, inputs, remark, texts
+from finetune.record import AuditFinding, Quantiles, Shift
+from finetune.rows import Rows
+from finetune.tasks.tagging import OUTSIDE, is_entities, split_tag
+
+__all__ = ["characters", "label_counts", "label_findings", "quantiles", "shift_finding", "shifts"]
+
+LABELS = ("label", "labels", "tags", "spans")
+RARE = 10  # a label that train has less often is hardly learnt
+SHOWN_LABELS = 6
+DRAWS = 999
+MOST_LABELS = 1_000  # compared one by one; the rest as one
+LARGE_SHIFT = {"labels": 0.05, "values": 0.1, "characters": 0.1}  # a smaller distance is not worth a warning
+_SEED = 20_240_229
+_KOLMOGOROV_99 = 1.6276  # 99th percentile of Kolmogorov's distribution
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+
+def label_counts(one: Rows) -> dict[str, int]:
+    """Label -> how often it is given, the most frequent first; empty where answers are no classes.
+
+    Of tags the words of each type are counted, without those outside; questions count as answered or not, where some
+    are not.
+    """
+    if "answers" in one.table.column_names:
+        return _answered(one)
+    role = next((role for role in LABELS if role in one.table.column_names), None)
+    if role is None:
+        return {}
+    counts: Counter[Any] = Counter()
+    for _, (values,) in blocks(one, [role]):
+        given = values if role == "label" else chain.from_iterable(values)
+        counts.update(value["label"] for value in given) if role == "spans" else counts.update(given)
+    names = one.class_names.get(role)
+    named = {names[value] if names and 0 <= value < len(names) else str(value): n for value, n in counts.items()}
+    return _ordered(_types(named, names or list(named)) if role == "tags" else named)
+
+
+def _answered(one: Rows) -> dict[str, int]:
+    no_answer = sum(not each["text"] for _, (answers,) in blocks(one, ["answers"]) for each in answers)
+    return _ordered({"answered": len(one) - no_answer, "no answer": no_answer}) if no_answer else {}
+
+
+def _types(tags: dict[str, int], names: list[str]) -> dict[str, int]:
+    if not is_entities(names):
+        return tags
+    counts: Counter[str] = Counter()
+    for tag, count in tags.items():
+        if tag != OUTSIDE:
+            counts[split_tag(tag)[1]] += count
+    return counts
+
+
+def _ordered(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def label_findings(splits: dict[str, Rows], counts: dict[str, dict[str, int]]) -> Iterator[AuditFinding]:
+    """Labels that train hardly has or lacks, and labels that an evaluation split lacks."""
+    train = splits.get("train")
+    if train is None or not counts["train"] or "answers" in train.table.column_names:
+        return
+    known = counts["train"]
+    declared = [name for role in ("label", "labels") for name in train.class_names.get(role, [])]
+    if absent := [name for name in declared if name not in known]:
+        says = f"no row has the label {_listed(absent)}, which the data declares"
+        yield remark("absent_labels", train, says, "it cannot be learnt: add rows, or take it out of the names")
+    if rare := {name for name, count in known.items() if count < RARE}:
+        shown = _listed([f"{name} {count}" for name, count in reversed(known.items()) if name in rare])
+        says = f"have one of {len(rare)} labels that are given less than {RARE} times ({shown})"
+        yield finding("rare_labels", train, _rows_with(train, rare), says, remedy="add rows, or merge labels")
+    for split, one in splits.items():
+        if unseen := [name for name in known if name not in counts[split]]:
+            says = f"{len(unseen)} of the {len(known)} labels of train never come ({_listed(unseen)})"
+            yield remark("unscored_labels", one, says, "scores on it say nothing of them", "note")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN_LABELS]) + (", …" if len(names) > SHOWN_LABELS else "")
+
+
+def _rows_with(one: Rows, wanted: set[str]) -> list[int]:
+    """The rows that have one of the labels, as `label_counts` names them."""
+    role = next(role for role in LABELS if role in one.table.column_names)
+    names = one.class_names.get(role)
+    tagged = role == "tags" and is_entities(names or list(map(str, _flat(one, role))))
+
+    def named(value: Any) -> str:
+        value = value["label"] if role == "spans" else value
+        name = names[value] if names else str(value)
+        return split_tag(name)[1] if tagged else name
+
+    return [
+        row
+        for first, (values,) in blocks(one, [role])
+        for row, value in enumerate(values, first)
+        if any(named(each) in wanted for each in ([value] if role == "label" else value))
+    ]
+
+
+def _flat(one: Rows, role: str) -> list[Any]:
+    return pc.unique(pc.list_flatten(one.table.column(role))).to_pylist()  # type: ignore[no-any-return]
+
+
+# ------------------------------------------------------------------------------------------------------------ lengths
+
+
+def characters(one: Rows) -> np.ndarray:
+    """Characters of all texts of each row, int64 (n,); tokens count with a blank between them."""
+    total = np.zeros(len(one), dtype=np.int64)
+    for role in inputs(one):
+        total += pc.utf8_length(texts(one, role)).to_numpy()
+    return total
+
+
+def quantiles(lengths: np.ndarray) -> Quantiles:
+    """Of lengths (n,), n at least 1; values between two lengths are interpolated."""
+    found = np.percentile(lengths, (5, 25, 50, 75, 95)).round(1).tolist()
+    return Quantiles(**dict(zip(("p5", "p25", "p50", "p75", "p95"), found, strict=True)), max=int(lengths.max()))
+
+
+# ------------------------------------------------------------------------------------------------------------- shifts
+
+
+def shifts(
+    counts: dict[str, dict[str, int]], values: dict[str, np.ndarray], lengths: dict[str, np.ndarray]
+) -> Iterator[Shift]:
+    """How far each split is from train: labels by counts, answers that are numbers (n,), characters of rows (n,).
+
+    Labels: total variation distance, against 999 pairs of multinomial samples from both splits together. Words of one
+    sentence and labels of one row count as if they were independent, so that `by_chance` is a little low for them.
+    Numbers: two-sample Kolmogorov-Smirnov distance with its limit distribution (Smirnov 1948), conservative for ties.
+    """
+    for split in counts:
+        if split == "train" or "train" not in counts:
+            continue
+        if counts[split] and counts["train"]:
+            yield _label_shift(split, counts["train"], counts[split])
+        if split in values and "train" in values:
+            yield _number_shift(split, "values", values["train"], values[split])
+        yield _number_shift(split, "characters", lengths["train"], lengths[split])
+
+
+def _label_shift(split: str, train: dict[str, int], other: dict[str, int]) -> Shift:
+    names = [*train, *(name for name in other if name not in train)]
+    table = np.array([[counts.get(name, 0) for name in names] for counts in (train, other)])
+    if table.shape[1] > MOST_LABELS:
+        table = np.column_stack([table[:, :MOST_LABELS], table[:, MOST_LABELS:].sum(axis=1)])
+    one, two = table.sum(axis=1)
+    together = table.sum(axis=0) / table.sum()
+    draw = np.random.default_rng(_SEED)
+    distance = float(_total_variation(table[0] / one, table[1] / two))
+    chance = _total_variation(
+        draw.multinomial(one, together, DRAWS) / one, draw.multinomial(two, together, DRAWS) / two
+    )
+    p = (1 + int(np.sum(chance >= distance - 1e-12))) / (1 + DRAWS)
+    by_chance = float(np.percentile(chance, 99))
+    return Shift(split=split, of="labels", distance=round(distance, 4), by_chance=round(by_chance, 4), p=p)
+
+
+def _total_variation(one: np.ndarray, other: np.ndarray) -> Any:
+    return np.abs(one - other).sum(axis=-1) / 2
+
+
+def _number_shift(split: str, of: Literal["values", "characters"], train: np.ndarray, other: np.ndarray) -> Shift:
+    from scipy.special import kolmogorov
+
+    both = np.concatenate([train, other])
+    shares = [np.searchsorted(np.sort(part), both, "right") / len(part) for part in (train, other)]
+    distance = float(np.abs(shares[0] - shares[1]).max())
+    scale = np.sqrt(len(train) * len(other) / len(both))
+    p = float(kolmogorov(distance * scale))
+    by_chance = min(1.0, _KOLMOGOROV_99 / scale)
+    return Shift(split=split, of=of, distance=round(distance, 4), by_chance=round(by_chance, 4), p=float(f"{p:.2g}"))
+
+
+def shift_finding(shift: Shift, one: Rows, counts: dict[str, dict[str, int]]) -> AuditFinding | None:
+    """A finding where the distance is larger than chance makes it, and large."""
+    if shift.distance <= max(shift.by_chance, LARGE_SHIFT[shift.of]):
+        return None
+    figures = f"distance {shift.distance:.2f}, below {shift.by_chance:.2f} by chance"
+    if shift.of == "labels":
+        moved = _moved(counts["train"], counts[shift.split])
+        says = f"labels are given in other shares than in train ({figures}): {moved}"
+        return remark("label_shift", one, says, "compare scores that weigh all labels alike, such as macro F1")
+    what = "answers" if shift.of == "values" else "texts"
+    word = "distributed otherwise" if shift.of == "values" else "of other lengths"
+    says = f"{what} are {word} than in train ({figures})"
+    return remark(f"{'value' if shift.of == 'values' else 'length'}_shift", one, says, "", "note")
+
+
+def _moved(train: dict[str, int], other: dict[str, int]) -> str:
+    """The labels whose shares differ most."""
+    one, two = sum(train.values()), sum(other.values())
+    gaps = {name: other.get(name, 0) / two - train.get(name, 0) / one for name in {**train, **other}}
+    largest = sorted(gaps, key=lambda name: -abs(gaps[name]))[:2]
+    return ", ".join(f"{name} {train.get(name, 0) / one:.1%} -> {other.get(name, 0) / two:.1%}" for name in largest)
