@@ -148,10 +148,10 @@ def test_rare_and_missing_labels(tmp_path):
     assert only(found, "unscored_labels", "test").text.endswith("2 of the 3 labels of train never come (some, rare)")
 
 
-def test_rare_types_of_entities_are_counted_by_words(tmp_path):
+def test_rare_types_of_entities(tmp_path):
     train = [{"tokens": ["Ann", "Lee", "ran"], "tags": ["B-PER", "I-PER", "O"]}] * 20
     found = survey(tmp_path, "tokens", train=[*train, {"tokens": ["Rome"], "tags": ["B-LOC"]}])
-    assert found.splits["train"].labels == {"PER": 40, "LOC": 1}
+    assert found.splits["train"].labels == {"PER": 20, "LOC": 1}
     assert only(found, "rare_labels").ids == ["20"]
 
 
@@ -214,6 +214,9 @@ def test_the_script_of_each_row(tmp_path):
 def test_columns_that_no_role_reads(tmp_path):
     train = [row | {"source": "x", "number": 1} for row in numbered(12, "a")]
     assert survey(tmp_path, train=train).notes == ["train: columns that no role reads: source, number"]
+    write(tmp_path, "tokens.conll", "Rome B-LOC\n\nAnn B-PER\n")
+    recipe = make(tmp_path, {"train": "tokens.conll"}, "tokens")
+    assert data.load(recipe)["train"].unused == ()
 
 
 # -------------------------------------------------------------------------------------------------------------- rules

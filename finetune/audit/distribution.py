@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.compute as pc
 
-from finetune.audit.findings import blocks, finding, inputs, remark, texts
+from finetune.audit.findings import BLOCK_ROWS, blocks, finding, inputs, remark, texts
 from finetune.record import AuditFinding, Quantiles, Shift
 from finetune.rows import Rows
-from finetune.tasks.tagging import OUTSIDE, is_entities, split_tag
+from finetune.tasks.gold import read_gold
+from finetune.tasks.tagging import is_entities, split_tag
 
 __all__ = ["characters", "label_counts", "label_findings", "quantiles", "shift_finding", "shifts"]
 
@@ -30,24 +31,30 @@ _KOLMOGOROV_99 = 1.6276  # 99th percentile of Kolmogorov's distribution
 # ------------------------------------------------------------------------------------------------------------- labels
 
 
-def label_counts(one: Rows) -> dict[str, int]:
-    """Label -> how often it is given, the most frequent first; empty where answers are no classes.
+def label_counts(splits: dict[str, Rows]) -> dict[str, dict[str, int]]:
+    """Split -> label -> how often it is given, the most frequent first; empty where answers are no classes.
 
-    Of tags the words of each type are counted, without those outside; questions count as answered or not, where some
-    are not.
+    Tags count as entities where they mark them, else by words; questions as answered or not, where some are not.
     """
-    if "answers" in one.table.column_names:
-        return _answered(one)
-    role = next((role for role in LABELS if role in one.table.column_names), None)
-    if role is None:
-        return {}
-    counts: Counter[Any] = Counter()
-    for _, (values,) in blocks(one, [role]):
-        given = values if role == "label" else chain.from_iterable(values)
-        counts.update(value["label"] for value in given) if role == "spans" else counts.update(given)
-    names = one.class_names.get(role)
-    named = {names[value] if names and 0 <= value < len(names) else str(value): n for value, n in counts.items()}
-    return _ordered(_types(named, names or list(named)) if role == "tags" else named)
+    columns = next(iter(splits.values())).table.column_names
+    if "tags" in columns or "spans" in columns:
+        return _entities(splits)
+    return {split: _answered(one) if "answers" in columns else _labels(one) for split, one in splits.items()}
+
+
+def _entities(splits: dict[str, Rows]) -> dict[str, dict[str, int]]:
+    gold = read_gold(splits)
+    tags = gold.schema(gold.kinds())
+    found = {}
+    for split, one in splits.items():
+        counts = np.zeros(len(tags.labels), dtype=np.int64)
+        for batch in one.batches(BLOCK_ROWS):
+            counts += np.bincount(tags.convert(*gold.numbers(batch)), minlength=len(counts))
+        named = dict(zip(tags.labels, counts.tolist(), strict=True))
+        if tags.entities:
+            named = {kind: named[f"B-{kind}"] for kind in tags.kinds}
+        found[split] = _ordered({name: count for name, count in named.items() if count})
+    return found
 
 
 def _answered(one: Rows) -> dict[str, int]:
@@ -55,14 +62,15 @@ def _answered(one: Rows) -> dict[str, int]:
     return _ordered({"answered": len(one) - no_answer, "no answer": no_answer}) if no_answer else {}
 
 
-def _types(tags: dict[str, int], names: list[str]) -> dict[str, int]:
-    if not is_entities(names):
-        return tags
-    counts: Counter[str] = Counter()
-    for tag, count in tags.items():
-        if tag != OUTSIDE:
-            counts[split_tag(tag)[1]] += count
-    return counts
+def _labels(one: Rows) -> dict[str, int]:
+    role = next((role for role in ("label", "labels") if role in one.table.column_names), None)
+    if role is None:
+        return {}
+    counts: Counter[Any] = Counter()
+    for _, (values,) in blocks(one, [role]):
+        counts.update(values if role == "label" else chain.from_iterable(values))
+    names = one.class_names.get(role)
+    return _ordered({names[value] if names else str(value): n for value, n in counts.items()})
 
 
 def _ordered(counts: Mapping[str, int]) -> dict[str, int]:

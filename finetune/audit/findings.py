@@ -13,18 +13,7 @@ from finetune.data.problems import Problems
 from finetune.record import AuditFinding
 from finetune.rows import Rows
 
-__all__ = [
-    "INPUTS",
-    "NAMED_ROWS",
-    "SHOWN_ROWS",
-    "Findings",
-    "blocks",
-    "finding",
-    "inputs",
-    "percent",
-    "remark",
-    "texts",
-]
+__all__ = ["BLOCK_ROWS", "NAMED_ROWS", "SHOWN_ROWS", "Findings", "blocks", "finding", "inputs", "remark", "texts"]
 
 INPUTS = ("text", "text_pair", "question", "context", "source", "tokens")  # what a model reads
 SHOWN_ROWS = 3  # places named in one note
@@ -67,7 +56,7 @@ def texts(one: Rows, role: str) -> pa.ChunkedArray:
     return pa.chunked_array([pc.binary_join(chunk, " ") for chunk in column.chunks], pa.string())
 
 
-def percent(count: int, rows: int) -> str:
+def _percent(count: int, rows: int) -> str:
     """A share in words: "3 of 1,066 rows (0.3 %)"."""
     share = 100 * count / rows
     digits = 0 if share >= 10 or share == 0 else 1 if share >= 0.1 else 2
@@ -98,7 +87,7 @@ def finding(
         level=level,
         count=len(found),
         rows=len(one),
-        text=f"{one.split}: {percent(len(found), len(one))} {says}",
+        text=f"{one.split}: {_percent(len(found), len(one))} {says}",
         remedy=remedy,
         ids=_ids(shown),
         partner_ids=_ids(beside),

@@ -40,7 +40,7 @@ def survey(
     notes: what else is known of the rows. regression: labels are numbers.
     """
     begun = time.perf_counter()
-    counts = {split: {} if regression else distribution.label_counts(one) for split, one in splits.items()}
+    counts = {split: {} for split in splits} if regression else distribution.label_counts(splits)
     values = {split: _numbers(one) for split, one in splits.items()} if regression else {}
     lengths = {split: distribution.characters(one) for split, one in splits.items()}
     written = {split: scripts.of_rows(one) for split, one in splits.items()}

@@ -76,7 +76,7 @@ def _findings(alike: list[AuditFinding]) -> Iterator[str]:
     for finding in alike:
         yield from _wrapped(f"{mark} {finding.text}", "  ")
         if finding.places:
-            yield f"    {_fitting(finding)}"
+            yield from _wrapped(_fitting(finding), "    ", "      ")
         mark = " "
     if alike[0].remedy:
         yield from _wrapped(f"-> {alike[0].remedy}", "    ", "       ")

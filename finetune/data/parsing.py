@@ -124,7 +124,7 @@ class _Parser:
                     names = block.columns or list(dict.fromkeys(chain.from_iterable(block.records)))
                     if names and not known:
                         self.roles = self._resolve(source, names, block.records)
-                        self.unused = _unread(self.roles, [*self.unused, *names])
+                        self.unused = _unread(self.roles, [*self.unused, *names], block.records)
                         known = True
                     if block.records:
                         yield self._batch(number, source, block)
@@ -184,10 +184,11 @@ class _Parser:
                 self.problems.add(kind, f"{source.place} {lines[place]}: {text}")
 
 
-def _unread(roles: dict[str, str], names: list[str]) -> list[str]:
-    """The columns that no role reads; one that a role reaches into with a dot is read."""
+def _unread(roles: dict[str, str], names: list[str], records: list[dict[str, Any]]) -> list[str]:
+    """The columns that no role reads: neither by another name (CoNLL) nor in part, by a dot."""
     read = {part for column in roles.values() for part in (column, column.partition(".")[0])}
-    return [name for name in dict.fromkeys(names) if name not in read]
+    contents = [pick(records, name) for name in read]
+    return [name for name in dict.fromkeys(names) if name not in read and pick(records, name) not in contents]
 
 
 def _array(role: str, values: list[Any], types: ColumnTypes) -> pa.Array:

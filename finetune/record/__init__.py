@@ -86,7 +86,7 @@ class SplitAudit(Part):
     """What the audit counted in one split."""
 
     rows: int
-    labels: dict[str, int] = Field(default_factory=dict)  # label -> rows (of tags: words, of entities: entities)
+    labels: dict[str, int] = Field(default_factory=dict)  # label -> rows; of tags the entities, or words
     characters: Quantiles | None = None  # of all texts of a row together
     tokens: Quantiles | None = None  # of a feature (a window, where rows have several), cut at max_length
     truncated: int | None = None  # rows that lose tokens at max_length
