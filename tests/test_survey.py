@@ -106,6 +106,21 @@ def test_order_of_several_labels_is_no_conflict(tmp_path):
     assert only(survey(tmp_path, train=train), "conflicts").ids == ["0", "1"]
 
 
+def test_questions_with_a_right_answer_in_common_do_not_conflict(tmp_path):
+    def ask(name: str, *texts: str) -> dict:
+        answers = {"text": list(texts), "answer_start": ["Ann and Bob came".index(text) for text in texts]}
+        return {"id": name, "question": "Who came?", "context": "Ann and Bob came", "answers": answers}
+
+    found = survey(tmp_path, "question", train=[ask("1", "Ann", "Bob"), ask("2", "Bob"), ask("3", "Ann and Bob")])
+    assert only(found, "conflicts").places[:2] == [
+        "train.jsonl, line 1 = train.jsonl, line 3",
+        "train.jsonl, line 2 = train.jsonl, line 3",
+    ]
+    assert ("conflicts", "train") not in kinds(
+        survey(tmp_path, "question", train=[ask("1", "Ann", "Bob"), ask("2", "Bob")])
+    )
+
+
 def test_pairs_and_tokens_are_equal_as_a_whole(tmp_path):
     pair = {"text": "a man", "text_pair": "a dog", "label": "x"}
     found = survey(tmp_path, train=[pair], test=[pair | {"text_pair": "a cat"}, {**pair, "text": "a dog"}])
@@ -143,7 +158,7 @@ def test_rare_and_missing_labels(tmp_path):
     found = survey(tmp_path, train=train, test=numbered(20, "often", 100))
     assert found.splits["train"].labels == {"often": 50, "some": 12, "rare": 3}
     rare = only(found, "rare_labels")
-    assert rare.text == "train: 3 of 65 rows (4.6 %) have one of 1 labels that are given less than 10 times (rare 3)"
+    assert rare.text == "train: 3 of 65 rows (4.6 %) have a label that train gives less than 10 times (rare 3)"
     assert rare.places[0] == "train.jsonl, line 51"
     assert only(found, "unscored_labels", "test").text.endswith("2 of the 3 labels of train never come (some, rare)")
 

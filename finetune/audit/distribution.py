@@ -89,7 +89,7 @@ def label_findings(splits: dict[str, Rows], counts: dict[str, dict[str, int]]) -
         yield remark("absent_labels", train, says, "it cannot be learnt: add rows, or take it out of the names")
     if rare := {name for name, count in known.items() if count < RARE}:
         shown = _listed([f"{name} {count}" for name, count in reversed(known.items()) if name in rare])
-        says = f"have one of {len(rare)} labels that are given less than {RARE} times ({shown})"
+        says = f"have a label that train gives less than {RARE} times ({shown})"
         yield finding("rare_labels", train, _rows_with(train, rare), says, remedy="add rows, or merge labels")
     for split, one in splits.items():
         if unseen := [name for name in known if name not in counts[split]]:

@@ -170,15 +170,25 @@ def _conflicts(grouped: _Grouped) -> Iterator[AuditFinding]:
     for split, one in grouped.splits.items():
         found = []
         for row, answer in given[split]:
-            others = answers[int(grouped.group[split][row])]
-            if len(others) > 1:
-                found.append((row, next(place for other, place in others.items() if other != answer)))
+            others = answers[int(grouped.group[split][row])].items()
+            partner = next((place for other, place in others if _differ(answer, other)), None)
+            if partner is not None:
+                found.append((row, partner))
         if found:
             says = "have the text of another row, but not its answer"
             remedy = "correct the answers, or leave these rows out: no model can have both right"
             yield finding(
                 "conflicts", one, [row for row, _ in found], says, remedy=remedy, partners=[p for _, p in found]
             )
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether two answers, as `_answers` writes them, cannot both be right: questions may have several right ones."""
+    if one == other:
+        return False
+    (mine, *_), (theirs, *_) = json.loads(one), json.loads(other)
+    several = isinstance(mine, dict)
+    return not several or not set(mine["any"]) & set(theirs["any"])
 
 
 def _answers(one: Rows, rows: np.ndarray) -> list[str]:
@@ -193,7 +203,7 @@ def _answers(one: Rows, rows: np.ndarray) -> list[str]:
 
 def _plain(role: str, value: Any) -> Any:
     if role == "answers":
-        return sorted(set(value["text"]))
+        return {"any": sorted(set(value["text"]))}
     return sorted(value) if role == "labels" else value
 
 
