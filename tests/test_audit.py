@@ -187,6 +187,10 @@ def test_ids_that_come_twice(tmp_path):
     train = [{"id": name, **row} for name, row in zip("aba", rows("x", "x", "x"), strict=True)]
     note = "train: of 3 rows, 1 have the id of an earlier row ('a': train.jsonl, line 3)"
     assert note in look(tmp_path, train=train).notes
+    keys = {"columns": {"id": "id", "text": "text", "label": "label"}}
+    test = [{"id": "c", "text": "x", "label": "x"}, {"id": "b", "text": "y", "label": "x"}]
+    notes = look(tmp_path, keys=keys, train=train, test=test).notes
+    assert "test: of 2 rows, 1 have the id of a row of train (test.jsonl, line 2); are they the same row?" in notes
     answers = {"text": [], "answer_start": []}
     train = [{"id": "q", "question": f"q{i}", "context": "c", "answers": answers} for i in range(2)]
     message = refusal(tmp_path, "question", train=train)

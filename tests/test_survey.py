@@ -158,7 +158,7 @@ def test_rare_and_missing_labels(tmp_path):
     found = survey(tmp_path, train=train, test=numbered(20, "often", 100))
     assert found.splits["train"].labels == {"often": 50, "some": 12, "rare": 3}
     rare = only(found, "rare_labels")
-    assert rare.text == "train: 3 of 65 rows (4.6 %) have a label that train gives less than 10 times (rare 3)"
+    assert rare.text == "train: 3 of 65 rows (4.6 %) have a label that train gives less than 10 times: rare (3)"
     assert rare.places[0] == "train.jsonl, line 51"
     assert only(found, "unscored_labels", "test").text.endswith("2 of the 3 labels of train never come (some, rare)")
 
@@ -205,7 +205,7 @@ def test_numbers_and_lengths_of_another_distribution(tmp_path):
 
 
 def test_lengths_truncation_and_single_characters(tmp_path):
-    train = rows(*((text, "a") for text in DIFFERENT), ("?", "a"), (LONG + " " + LONG, "a"))
+    train = rows(*((text, "a") for text in DIFFERENT), ("? ", "a"), (LONG + " " + LONG, "a"))
     found = survey(tmp_path, train=train)
     assert found.splits["train"].truncated == 1
     assert only(found, "truncated").level == "warning"
@@ -256,7 +256,7 @@ def test_the_report_of_clean_rows_is_short(tmp_path):
     train, test = numbered(40, "a") + numbered(40, "b", 40), numbered(20, "a", 90) + numbered(20, "b", 110)
     report = wording.report(survey(tmp_path, train=train, test=test))
     assert report.endswith("findings (nothing odd)")
-    assert "train: a 40, b 40" in report
+    assert "train: a (40), b (40)" in report
 
 
 def test_the_report_puts_what_misleads_first_and_fits_the_terminal(tmp_path):

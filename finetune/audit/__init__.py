@@ -104,8 +104,11 @@ def _ids(recipe: Recipe, findings: Findings) -> None:
     """Ids that come with the data name their rows: in question answering they must be unique, since scores go by id."""
     if recipe.data.columns and "id" not in recipe.data.columns:
         return
+    own = {split: _hashes(one, ["id"]) for split, one in findings.splits.items()}
+    if "id" in recipe.data.columns and "train" in own:
+        _ids_of_train(findings, own)
     for split, one in findings.splits.items():
-        repeated = _repeated(_hashes(one, ["id"]))
+        repeated = _repeated(own[split])
         if not len(repeated):
             continue
         first = int(repeated[0])
@@ -115,6 +118,14 @@ def _ids(recipe: Recipe, findings: Findings) -> None:
             findings.problems.add("duplicate ids", f"{text}; answers are told apart by their id")
         else:
             findings.notes.append(text)
+
+
+def _ids_of_train(findings: Findings, own: dict[str, np.ndarray]) -> None:
+    for split, one in findings.splits.items():
+        known = np.isin(own[split], own["train"])
+        if split != "train" and known.any():
+            rows = f"{split}: of {len(one):,} rows, {int(known.sum()):,} have the id of a row of train"
+            findings.notes.append(f"{rows} ({one.where(int(known.argmax()))}); are they the same row?")
 
 
 def _repeated(hashes: np.ndarray) -> np.ndarray:

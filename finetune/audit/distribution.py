@@ -88,8 +88,8 @@ def label_findings(splits: dict[str, Rows], counts: dict[str, dict[str, int]]) -
         says = f"no row has the label {_listed(absent)}, which the data declares"
         yield remark("absent_labels", train, says, "it cannot be learnt: add rows, or take it out of the names")
     if rare := {name for name, count in known.items() if count < RARE}:
-        shown = _listed([f"{name} {count}" for name, count in reversed(known.items()) if name in rare])
-        says = f"have a label that train gives less than {RARE} times ({shown})"
+        shown = _listed([f"{name} ({count})" for name, count in reversed(known.items()) if name in rare])
+        says = f"have a label that train gives less than {RARE} times: {shown}"
         yield finding("rare_labels", train, _rows_with(train, rare), says, remedy="add rows, or merge labels")
     for split, one in splits.items():
         if unseen := [name for name in known if name not in counts[split]]:
@@ -128,10 +128,10 @@ def _flat(one: Rows, role: str) -> list[Any]:
 
 
 def characters(one: Rows) -> np.ndarray:
-    """Characters of all texts of each row, int64 (n,); tokens count with a blank between them."""
+    """Characters of all texts of each row, int64 (n,), without white space around a text."""
     total = np.zeros(len(one), dtype=np.int64)
     for role in inputs(one):
-        total += pc.utf8_length(texts(one, role)).to_numpy()
+        total += pc.utf8_length(pc.utf8_trim_whitespace(texts(one, role))).to_numpy()
     return total
 
 

@@ -71,11 +71,12 @@ def findings(splits: dict[str, Rows], scripts: dict[str, np.ndarray]) -> Iterato
             remedy = "another language, or broken text? look at them"
             says = f"are written in {kinds}, the others in {usual[split]}"
             yield finding("other_script", one, other.tolist(), says, level="note", remedy=remedy)
-        if "train" in usual and usual[split] != usual["train"]:
-            says = f"most rows are written in {usual[split] or 'no letters'}, those of train in {usual['train']}"
+        if usual.get("train", usual[split]) != usual[split] and NONE not in (usual["train"], usual[split]):
+            says = f"most rows are written in {usual[split]}, those of train in {usual['train']}"
             yield remark("script_shift", one, says, "a model scores on what it was trained for: is this meant?")
 
 
 def _usual(scripts: np.ndarray) -> str:
-    names, counts = np.unique(scripts.astype(str), return_counts=True)
-    return str(names[counts.argmax()])
+    """The script of most rows with a letter."""
+    names, counts = np.unique(scripts[scripts != NONE].astype(str), return_counts=True)
+    return str(names[counts.argmax()]) if len(names) else NONE

@@ -65,9 +65,9 @@ def _labels(splits: dict[str, SplitAudit]) -> Iterator[str]:
 
 def _label_words(counts: dict[str, int]) -> str:
     if len(counts) <= SHOWN_LABELS:
-        return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        return ", ".join(f"{name} ({count:,})" for name, count in counts.items())
     (most, largest), (least, smallest) = next(iter(counts.items())), list(counts.items())[-1]
-    return f"{len(counts)} labels, from {most} {largest:,} to {least} {smallest:,}"
+    return f"{len(counts)} labels, from {most} ({largest:,}) to {least} ({smallest:,})"
 
 
 def _findings(alike: list[AuditFinding]) -> Iterator[str]:
