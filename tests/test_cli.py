@@ -94,7 +94,8 @@ def test_check_prints_recipe_head_swap_and_preview(tmp_path, tiny_checkpoint):
 def test_check_gives_programs_the_audit_and_breaks_on_its_rules(tmp_path, tiny_checkpoint):
     path = tiny_run.write_recipe(tmp_path, tiny_checkpoint)
     train = (tmp_path / "train.csv").read_text(encoding="utf-8").splitlines()
-    (tmp_path / "test.csv").write_text("\n".join([*train[:1], "a film", *train[3:5]]).replace("a film", "a film,pos"))
+    test = [train[0], "unlike all others,pos", *train[3:5]]
+    (tmp_path / "test.csv").write_text("\n".join(test), encoding="utf-8")
     ended = finetune("check", path, "--json")
     assert ended.returncode == 0, ended.stderr
     audit = Audit.model_validate_json(ended.stdout)
