@@ -81,7 +81,7 @@ def evaluate(
     record.results = {name: evaluation.score_split(task, predictions, recipe.evaluate.metrics)}
     record.analysis = {name: evaluation.analyse_split(task, predictions, features[name], chosen[name])}
     record.ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    _write(recipe, checkpoint, record, name, task.records(predictions), events)
+    _write(recipe, checkpoint, record, chosen[name], task.records(predictions), events)
     return record
 
 
@@ -129,13 +129,14 @@ def _facts(loaded: model.Loaded, found: pretrained.Checkpoint, task: Task, rows:
 
 
 def _write(
-    recipe: Recipe, checkpoint: str, record: RunRecord, split: str, records: list[dict[str, Any]], events: Events
+    recipe: Recipe, checkpoint: str, record: RunRecord, rows: Rows, records: list[dict[str, Any]], events: Events
 ) -> None:
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint).strip("-.")[-80:] or "checkpoint"
     folder = RunFolder(Path(recipe.output) / "evaluations" / short)
     folder.open()
     try:
-        folder.write_lines(folder.predictions / f"{split}.jsonl", records)
+        folder.write_lines(folder.predictions / f"{rows.split}.jsonl", records)
+        folder.write_lines(folder.hard_rows, evaluation.hard_rows(record.analysis[rows.split], records, rows))
         folder.write_record(record)
         finish.write_report(recipe, folder, record, events)
     finally:

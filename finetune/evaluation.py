@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ from finetune.record import Analysis, SplitResults
 from finetune.rows import Rows
 from finetune.tasks.base import Predictions, Task
 
-__all__ = ["analyse_split", "match_labels", "predict_split", "score_split"]
+__all__ = ["analyse_split", "hard_rows", "match_labels", "predict_split", "score_split"]
+
+INPUTS = ("text", "text_pair", "tokens", "question", "context", "source")  # roles a model reads
 
 
 def predict_split(
@@ -77,6 +79,20 @@ def analyse_split(task: Task, predictions: Predictions, features: Features, rows
         found.slices += slices(scores, name, column_groups(values))
     found.seconds = round(time.perf_counter() - started, 3)
     return found
+
+
+def hard_rows(analysis: Analysis, records: Sequence[dict[str, Any]], rows: Rows) -> Iterator[dict[str, Any]]:
+    """The rows that the analysis names, with what they say: for the report, which stays on this machine.
+
+    records: of all rows, in their order, as in `predictions/`. Yields them with `split` and `inputs`, role -> value.
+    """
+    named = {one.id for one in analysis.worst} | {one.id for one in analysis.suspects}
+    index = np.array([number for number, line in enumerate(records) if line["id"] in named], np.int64)
+    chosen = rows.take(index)
+    inputs = {role: chosen.column(role) for role in INPUTS if role in chosen.table.column_names}
+    for place, number in enumerate(index.tolist()):
+        said = {role: values[place] for role, values in inputs.items()}
+        yield {"split": rows.split, **records[number], "inputs": said}
 
 
 def match_labels(own: Sequence[str], wanted: Sequence[str], renamed: dict[str, str], checkpoint: str) -> list[str]:

@@ -142,13 +142,17 @@ def _results(job: Job, ready: Prepared, found: dict[str, Predictions | None]) ->
     tuned = found.get("validation")
     if tuned is not None:
         ready.task.tune(tuned)
+    hard: list[dict[str, Any]] = []
     for name, predictions in found.items():
         assert predictions is not None
         job.record.results[name] = evaluation.score_split(ready.task, predictions, job.recipe.evaluate.metrics)
         job.record.analysis[name] = evaluation.analyse_split(
             ready.task, predictions, ready.features[name], ready.splits[name]
         )
-        job.folder.write_lines(job.folder.predictions / f"{name}.jsonl", ready.task.records(predictions))
+        records = ready.task.records(predictions)
+        job.folder.write_lines(job.folder.predictions / f"{name}.jsonl", records)
+        hard += evaluation.hard_rows(job.record.analysis[name], records, ready.splits[name])
+    job.folder.write_lines(job.folder.hard_rows, hard)
     job.record.baselines = ready.task.baselines(ready.splits)
     assert job.record.model is not None
     job.record.model.notes = ready.task.notes()

@@ -30,6 +30,7 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.metrics = path / "metrics.jsonl"
         self.predictions = path / "predictions"
+        self.hard_rows = path / "hard_rows.jsonl"
         self.checkpoints = path / "checkpoints"
         self.evaluations = path / "evaluations"
         self.export = path / "export"

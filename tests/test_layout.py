@@ -46,7 +46,8 @@ tracking.trackers tracking
 loop
 card.public_names card.figures card.markdown card.pictures card.rules card.metadata card.weaknesses
 card.wording card.training card
-report.blocks report.curves report.drawing report.charts report.results report.running report.making report.page
+report.blocks report.curves report.drawing report.charts report.results report.running report.failing
+report.auditing report.making report.page
 report.pictures report
 publish.stranger publish.verification publish.allowlist publish.courier publish
 folder hardware evaluation preparation session job callbacks finish services run

@@ -55,8 +55,10 @@ def metrics(folder, steps=20, logged=2, evaluated=5):
     return path
 
 
-def page(tmp_path, recipe=None, **fields):
-    return report.render(recipe or card_facts.recipe(), card_facts.record(**fields), read_curves(metrics(tmp_path)))
+def page(tmp_path, recipe=None, shown=None, **fields):
+    return report.render(
+        recipe or card_facts.recipe(), card_facts.record(**fields), read_curves(metrics(tmp_path)), shown or {}
+    )
 
 
 class Elements(HTMLParser):
@@ -163,7 +165,7 @@ def test_lone_surrogates_do_not_stop_it(tmp_path):
 
 
 def test_what_is_unknown_is_left_out():
-    bare = report.render(card_facts.recipe(), report.RunRecord(), {})
+    bare = report.render(card_facts.recipe(), report.RunRecord(), {}, {})
     assert "Not evaluated." in bare
     assert "Training curves" not in bare
     assert "Speed" not in bare
@@ -208,7 +210,7 @@ def test_a_long_series_keeps_its_peaks():
 def test_a_long_run_has_a_small_page(tmp_path):
     recipe, record = card_facts.recipe(), card_facts.record()
     found = read_curves(metrics(tmp_path, steps=20_000, logged=1, evaluated=100))
-    text = report.render(recipe, record, found)
+    text = report.render(recipe, record, found, {})
     assert len(text.encode()) < 300_000
 
 

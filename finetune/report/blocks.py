@@ -55,6 +55,7 @@ class Chart:
     kind: ClassVar[str] = "chart"
     drawing: Markup
     caption: str
+    wide: bool = False  # on a small screen it scrolls rather than shrinks
 
 
 @dataclass(frozen=True)

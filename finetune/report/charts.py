@@ -11,10 +11,19 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from finetune.card.markdown import visible
 from finetune.record import Interval
+from finetune.record.analysis import Calibration, Confusion
 from finetune.report.curves import Series, thinned
 from finetune.report.drawing import COLOURS
 
-__all__ = ["LINE_COLOURS", "draw_curves", "draw_intervals", "draw_matrix"]
+__all__ = [
+    "LINE_COLOURS",
+    "draw_curves",
+    "draw_intervals",
+    "draw_matrix",
+    "draw_reliability",
+    "matrix_size",
+    "shortened",
+]
 
 LINE_COLOURS = {"train": COLOURS["baseline"], "validation": COLOURS["model"]}
 MARKED = 40  # points; a longer series is a line without dots
@@ -86,16 +95,22 @@ def _sides(found: Interval) -> tuple[float, float, float]:
     return found.value, max(0.0, found.value - found.low), max(0.0, found.high - found.value)
 
 
-def draw_matrix(axes: Axes, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
-    """Gold classes down, predicted ones across; the shade is the share of the row, the number the count of rows."""
-    matrix = np.asarray(counts)
+def matrix_size(found: Confusion) -> tuple[float, float]:
+    """Inches of a confusion matrix."""
+    side = 1.9 + 0.36 * len(found.labels)
+    return max(5.2, side + 0.4), max(3.6, side)
+
+
+def draw_matrix(axes: Axes, found: Confusion) -> None:
+    """Gold labels down, predicted ones across; the shade is the share of the row, the number counts."""
+    matrix = np.asarray(found.counts)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    names = [shortened(label) for label in labels]
+    names = [shortened(label) for label in found.labels]
     for (row, column), share in np.ndenumerate(shares):
         if matrix[row, column]:
             colour = COLOURS["model"] if row == column else COLOURS["second"]
             axes.add_patch(_cell(column, row, colour, 0.12 + 0.78 * float(share)))
-            written = COLOURS["surface"] if share > 0.55 else COLOURS["ink"]
+            written = COLOURS["surface"] if share > 0.6 else COLOURS["ink"]
             axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=8, color=written)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
@@ -115,3 +130,20 @@ def shortened(name: str) -> str:
     """A name as it fits beside an axis."""
     line = " ".join(visible(name[: 4 * LONGEST_NAME]).split())
     return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1] + "…"
+
+
+def draw_reliability(axes: Axes, found: Calibration) -> None:
+    """How often scores come true at each confidence, the diagonal being perfect, and how many scores there are."""
+    bins = [one for one in found.bins if one.n and one.confidence is not None and one.accuracy is not None]
+    confidence = np.array([one.confidence for one in bins], np.float64)
+    accuracy = np.array([one.accuracy for one in bins], np.float64)
+    shares = np.array([one.n for one in bins], np.float64) / max(1, sum(one.n for one in bins))
+    left = np.array([one.low for one in bins])
+    width = np.array([one.high for one in bins]) - left
+    axes.bar(left, shares, width, align="edge", color=COLOURS["grid"], edgecolor=COLOURS["surface"], linewidth=0.8)
+    axes.plot([0, 1], [0, 1], color=COLOURS["baseline"], linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot(confidence, accuracy, color=COLOURS["model"], marker="o", markersize=4.5, linewidth=1.5)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("share that is right")
