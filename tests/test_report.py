@@ -16,7 +16,8 @@ import finetune
 from finetune import report, run
 from finetune.events import Events
 from finetune.publish import allowed
-from finetune.record import Best
+from finetune.record import Analysis, Audit, AuditFinding, Best, Quantiles, Shift, SplitAudit
+from finetune.record.analysis import Bin, Calibration, Check, Confusion, Slice, Suspect, WorstRow
 from finetune.report.curves import Series, read_curves, thinned, throughput
 from finetune.report.page import render_page
 
@@ -61,6 +62,55 @@ def page(tmp_path, recipe=None, shown=None, **fields):
     )
 
 
+def analysis(labels, words="a text"):
+    """What an analysis says of a split whose labels are `labels`."""
+    sure = card_facts.results(9, share=(0.5, 0.4, 0.6)).metrics["share"]
+    width = len(labels)
+    counts = [[3 * (row == column) + (row + 1 == column) for column in range(width)] for row in range(width)]
+    bins = [Bin(low=n / 10, high=(n + 1) / 10, n=n, confidence=n / 10 + 0.05, accuracy=n / 12) for n in range(10)]
+    return Analysis(
+        calibration=Calibration(scores=words, n=45, ece=sure, brier=sure, bins=bins, temperature=sure, ece_after=sure),
+        confusion=Confusion(labels=labels, counts=counts, merged=2),
+        slices=[
+            Slice(by=by, value=value, n=9, metric=metric, result=sure)
+            for by in ("label", "length", words)
+            for value in labels
+            for metric in ("f1", "recall")
+        ],
+        errors={words: 3},
+        measures={"length_ratio": sure},
+        worst=[WorstRow(id=name, loss=2.5) for name in labels],
+        suspects=[Suspect(id=labels[0], gold=labels[0], likely=labels[-1], gold_score=0.1, likely_score=0.8)],
+        behaviour=[Check(name=words, n=9, changed=sure)],
+    )
+
+
+def audit(labels, words="a text"):
+    """What an audit says of a split whose labels are `labels`."""
+    lengths = Quantiles(p5=1, p25=2, p50=3, p75=4, p95=5, max=6)
+    finding = {"kind": words, "split": "test", "other": words, "level": "problem", "count": 1, "rows": 9, "text": words}
+    return Audit(
+        findings=[AuditFinding(**finding, remedy=words, ids=labels, places=labels)],
+        splits={"test": SplitAudit(rows=9, labels=dict.fromkeys(labels, 3), characters=lengths, tokens=lengths)},
+        shifts=[Shift(split=words, of="labels", distance=0.1, by_chance=0.05, p=0.01)],
+        notes=[words],
+        method=words,
+    )
+
+
+def hard_rows(ids, words="a text"):
+    """The lines of hard_rows.jsonl, by split and id."""
+    line = {"split": "test", "gold": words, "prediction": [words], "score": 0.5, "loss": 2.5}
+    return {"test": {name: {**line, "id": name, "inputs": {"text": words, "tokens": [words]}} for name in ids}}
+
+
+def full_page(tmp_path):
+    """A page with every section."""
+    labels = ["neg", "pos", "neither"]
+    found = {"test": analysis(labels)}
+    return page(tmp_path, shown=hard_rows(labels), analysis=found, audit=audit(labels))
+
+
 class Elements(HTMLParser):
     """Tags with their attributes, ids, and the text of a page."""
 
@@ -74,7 +124,7 @@ class Elements(HTMLParser):
         self.ids += [value for name, value in attrs if name == "id"]
 
     def handle_data(self, data):
-        self.text += data
+        self.text += f" {data}"
 
 
 def test_it_says_what_the_record_says(tmp_path):
@@ -99,8 +149,25 @@ def test_it_says_what_the_record_says(tmp_path):
         assert said in text, said
 
 
+def test_it_says_where_the_model_fails_and_what_is_odd_about_the_data(tmp_path):
+    text = " ".join(Elements(full_page(tmp_path)).text.split())
+    for said in (
+        "Reliability of the scores of a text",
+        "calibration error (ECE) 0.500 ± 0.100",
+        "2 rare labels are counted together",
+        "neg pos 1 of 4",
+        "Highest loss on test",
+        "neither 2.500 a text a text a text · a text",
+        "Labels on test that are perhaps wrong",
+        "By length in tokens",
+        "Data audit",
+        "problem a text test, a text 1 (11.1 %)",
+    ):
+        assert said in text, said
+
+
 def test_it_is_whole_in_itself(tmp_path):
-    text = page(tmp_path)
+    text = full_page(tmp_path)
     elements = Elements(text)
     assert "script" not in {tag for tag, _ in elements.tags}
     for tag, attributes in elements.tags:
@@ -139,6 +206,7 @@ def hostile_page(tmp_path, names):
     return page(
         tmp_path,
         recipe,
+        hard_rows(names, first),
         model=card_facts.model(labels=list(names), checkpoint=first, architecture=first, notes=list(names)),
         data={name: plain.data["test"].model_copy(update=facts) for name in names},
         results={"test": results},
@@ -147,6 +215,8 @@ def hostile_page(tmp_path, names):
         tracking={"wandb": {"id": first, "url": first}},
         command=first,
         error=first,
+        analysis={"test": analysis(list(names), first)},
+        audit=audit(list(names), first),
     )
 
 

@@ -40,7 +40,7 @@ _SETTINGS: dict[Any, Any] = {
     "axes.spines.top": False,
     "figure.facecolor": COLOURS["surface"],
     "font.family": "DejaVu Sans",  # comes with matplotlib: sizes are the same everywhere
-    "font.size": 10.0,
+    "font.size": 10.5,
     "grid.color": COLOURS["grid"],
     "grid.linewidth": 0.8,
     "legend.frameon": False,

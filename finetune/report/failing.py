@@ -8,7 +8,7 @@ from typing import Any
 from finetune.card.figures import count, interval, score
 from finetune.card.weaknesses import shown_analysis
 from finetune.record import Analysis, Interval, RunRecord
-from finetune.record.analysis import Calibration, Confusion, Slice, Suspect
+from finetune.record.analysis import Calibration, Confusion, Slice, Suspect, WorstRow
 from finetune.report.blocks import Beside, Block, Chart, Facts, Note, Section, Table
 from finetune.report.charts import draw_matrix, draw_reliability, matrix_size
 from finetune.report.drawing import blank, svg
@@ -140,7 +140,7 @@ def hard_rows(record: RunRecord, shown: Shown) -> Section:
     split, analysis = found
     texts = shown.get(split, {})
     if analysis.worst:
-        rows = [[row.id, f"{row.loss:.3f}", *_row(texts.get(row.id))] for row in analysis.worst]
+        rows = [[row.id, f"{row.loss:.3f}", *_row(texts.get(row.id), row)] for row in analysis.worst]
         header = ["id", "loss", "gold", "predicted", "text"]
         section.blocks.append(Table(f"Highest loss on {split}", header, rows, right=(1,), mono=(0,), wide=(4,)))
     if analysis.suspects:
@@ -155,10 +155,10 @@ def _suspect(row: Suspect, line: Mapping[str, Any] | None) -> list[str]:
     return [row.id, row.gold, f"{row.gold_score:.3f}", row.likely, f"{row.likely_score:.3f}", _row(line)[2]]
 
 
-def _row(line: Mapping[str, Any] | None) -> list[str]:
+def _row(line: Mapping[str, Any] | None, row: WorstRow | None = None) -> list[str]:
     """Gold, prediction and text of a row, as far as they are known."""
     if line is None:
-        return ["–", "–", "–"]
+        return [(row and row.gold) or "–", (row and row.prediction) or "–", "–"]
     gold, given, inputs = line["gold"], line["prediction"], line["inputs"]
     words = inputs.get("tokens")
     if words is not None and isinstance(gold, list) and len(gold) == len(words) == len(given):
