@@ -11,6 +11,7 @@ import pytest
 from row_recipes import jsonl, make, write
 
 from finetune import data
+from finetune.data.values import FILL_IN
 from finetune.errors import DataError
 
 GOOD = {"text": "good", "label": "x"}
@@ -122,7 +123,7 @@ CELLS = {
     "a cell too many": ("a.csv", "text,label\ngood,x\nbad, indeed,x\ngood,x\n", "expected 2 cells, found 3"),
     "text after a quote": ("a.csv", 'text,label\ngood,x\n"bad" one,x\ngood,x\n', "not CSV: ',' expected after '\"'"),
     "a tab too many": ("a.tsv", "text\tlabel\ngood\tx\nba\td\tx\ngood\tx\n", "expected 2 cells, found 3"),
-    "an empty label": ("a.csv", "text,label\ngood,x\nbad,\ngood,x\n", "label: missing"),
+    "an empty label": ("a.csv", "text,label\ngood,x\nbad,\ngood,x\n", f"label: missing; {FILL_IN}"),
 }
 
 

@@ -19,7 +19,7 @@ from markdown_it.token import Token
 
 from finetune.card import check_front_matter, render
 from finetune.recipe import Recipe, load
-from finetune.record import Emissions, HeadSwap, Names, RunRecord, SplitFacts
+from finetune.record import Audit, AuditFinding, Emissions, HeadSwap, Names, RunRecord, SplitFacts
 
 STORED = Path(__file__).parent / "data" / "card.md"
 ALLOWED = "https://huggingface.co/"
@@ -249,6 +249,16 @@ def test_sentences_follow_the_facts(change: dict[str, Any], said: str):
 
 def test_cut_rows_are_a_limitation():
     assert "0.6 % of the train rows and 0.4 % of the test rows were longer than 64 tokens" in render(recipe(), record())
+
+
+def test_test_rows_that_train_has_are_told():
+    found = [
+        AuditFinding(kind=kind, split=split, level="warning", count=count, rows=266, text="")
+        for kind, split, count in (("leakage", "test", 3), ("near_leakage", "test", 12), ("leakage", "validation", 9))
+    ]
+    sentence = "3 have the text of a training row, word for word, and 12 more nearly so"
+    assert sentence in render(recipe(), record(audit=Audit(findings=found)))
+    assert "of a training row" not in render(recipe(), record(audit=Audit(findings=found[2:])))
 
 
 def test_lora_is_said():

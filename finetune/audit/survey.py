@@ -27,7 +27,7 @@ MUCH_TRUNCATED = 0.1  # of the rows of a split
 
 
 def survey(
-    rules: AuditBlock,
+    rules: AuditBlock | None,
     splits: dict[str, Rows],
     features: dict[str, Features],
     notes: Sequence[str] = (),
@@ -56,7 +56,7 @@ def survey(
     ]
     problems = Problems()
     for one in found:
-        _judge(one, rules, problems)
+        _judge(one, rules or AuditBlock(), problems)
     problems.check("data")
     return Audit(
         findings=sorted(found, key=lambda one: (LEVELS.index(one.level), IMPORTANT.index(one.kind))),

@@ -54,6 +54,7 @@ def limitations(recipe: Recipe, record: RunRecord) -> Iterator[str]:
     else:
         yield "The language of the data was not stated; expect nothing in languages that the data does not hold."
     yield from _cut(recipe, record)
+    yield from _overlaps(record)
     yield from _uncertain(record)
     yield _not_evaluated(record)
 
@@ -102,6 +103,23 @@ def _cut(recipe: Recipe, record: RunRecord) -> Iterator[str]:
         )
     elif record.data and not cut:
         yield f"No text in the data was longer than {recipe.data.max_length} tokens; longer ones are untested."
+
+
+def _overlaps(record: RunRecord) -> Iterator[str]:
+    """Rows of the scored split that train has, too."""
+    split = "test" if "test" in record.results else next(iter(record.results), None)
+    found = record.audit.findings if record.audit else []
+    same, near = (
+        next((one.count for one in found if one.kind == kind and one.split == split), 0)
+        for kind in ("leakage", "near_leakage")
+    )
+    if split is not None and same + near:
+        rows = record.results[split].n
+        nearly = f"{count(near)} more nearly so" if near else "none more nearly so"
+        yield (
+            f"Of the {count(rows)} {text(split)} rows, {count(same)} have the text of a training row, word for word,"
+            f" and {nearly}: on these, the scores also count what was learnt by heart."
+        )
 
 
 def _uncertain(record: RunRecord) -> Iterator[str]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from finetune.rows import KEPT
 
-__all__ = ["MAX_CHARACTERS", "MISSING", "TEXT_ROLES", "TYPE_WORDS", "Bad", "convert", "shown"]
+__all__ = ["FILL_IN", "MAX_CHARACTERS", "MISSING", "TEXT_ROLES", "TYPE_WORDS", "Bad", "convert", "shown"]
 
 MAX_CHARACTERS = 1_000_000  # of one text
+FILL_IN = "fill it in, or leave such rows out with data.on_bad_row: skip"
 KEPT_CHARACTERS = 80  # of a value that names a group of rows
 TEXT_ROLES = ("text", "text_pair", "question", "context", "source", "target")
 
@@ -77,7 +78,7 @@ def _bad_texts(role: str, values: list[Any]) -> Bad:
     bad: Bad = {}
     for place, value in enumerate(values):
         if value is None or value is MISSING:
-            bad[place] = ("missing text", f"{role}: missing")
+            bad[place] = ("missing text", f"{role}: missing; {FILL_IN}")
         elif not isinstance(value, str):
             bad[place] = ("wrong type", f"{role}: expected text, found {_word(value)} ({shown(value)})")
         elif len(value) > MAX_CHARACTERS:
@@ -114,7 +115,7 @@ def _id(value: Any) -> Checked:
 
 def _label(value: Any) -> Checked:
     if value is None or value is MISSING or (isinstance(value, str) and not value.strip()):
-        return "missing label", "missing", None
+        return "missing label", f"missing; {FILL_IN}", None
     if isinstance(value, float) and not math.isfinite(value):
         return "wrong type", f"expected a finite number, found {value}", None
     if isinstance(value, int) and abs(value) >= 2**63:
@@ -132,7 +133,7 @@ def _plain_labels(values: list[Any]) -> bool:
 
 def _labels(value: Any) -> Checked:
     if value is None or value is MISSING:
-        return "missing label", "missing", None
+        return "missing label", f"missing; {FILL_IN}", None
     return _list_of(value, (str, int), "a list of names or numbers")
 
 

@@ -156,9 +156,7 @@ class Recipe(Block):
     """The pretrained checkpoint and what is done to it."""
     data: Annotated[DataBlock, Expect("a block of keys")]
     """The rows: where they are, what their columns mean, how they are cut to length."""
-    audit: Annotated[AuditBlock, Expect("a block of keys, such as {max_leakage: 0}")] = Field(
-        default_factory=AuditBlock
-    )
+    audit: Annotated[AuditBlock | None, Expect("a block of keys, such as {max_leakage: 0}")] = None
     """Rules for the rows, as shares of a split: where one is broken, the run stops before training."""
     train: Annotated[TrainBlock | None, Expect("a block of keys")] = None
     """How the weights are fitted; leave out for evaluation only."""
