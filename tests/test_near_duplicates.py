@@ -90,8 +90,8 @@ def test_rows_of_two_texts_are_alike_when_both_are():
 
 def test_a_template_in_every_row_costs_no_square():
     texts = [f"Dear customer, your order number {number:06d} was sent to you this morning." for number in range(2000)]
-    begun = time.perf_counter()
+    begun = time.process_time()
     pairs, similarity = near_pairs([pa.array(texts)])
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10
     assert set(pairs.ravel().tolist()) == set(range(2000))
     assert similarity.min() >= THRESHOLD

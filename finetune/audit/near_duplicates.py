@@ -7,8 +7,9 @@ Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3 (5-grams, 
 
 Each row gets BANDS x WIDTH minima of hashed 5-grams; rows that agree on a whole band are candidates, which a pair of
 similarity s becomes with probability 1 - (1 - s**WIDTH)**BANDS. Candidates are compared 5-gram by 5-gram, so every pair
-that is named is one; a pair is missed with the rest of that probability. Rows that share a band with many others are
-compared with NEIGHBOURS of them and not with all: the time stays proportional to the text.
+that is named is one; a pair is missed with the rest of that probability. A row that shares a band with many others
+meets NEIGHBOURS of them there, and is compared with the CLOSEST by their minima: the time stays proportional to the
+text, and a row that is one of many copies still finds some of them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ __all__ = ["METHOD", "THRESHOLD", "near_pairs", "recall"]
 THRESHOLD = 0.7  # Jaccard similarity
 GRAM = 5  # characters
 BANDS, WIDTH = 20, 4
-NEIGHBOURS = 10  # rows of a band that a row is compared with
+NEIGHBOURS = 5  # rows of a band that become candidates with a row
+CLOSEST = 10  # candidates of a row that are compared with it
 LONGEST = 4_000  # characters of a text that are looked at
 
 _BLOCK = 100_000  # characters hashed at once: few enough for the processor's cache
@@ -56,13 +58,9 @@ def near_pairs(columns: Sequence[pa.Array]) -> tuple[np.ndarray, np.ndarray]:
     minima = _minima(texts[0], 0)
     for number, column in enumerate(texts[1:], 1):
         np.minimum(minima, _minima(column, number), out=minima)  # those of all 5-grams of the row together
-    pairs = _candidates(minima)
-    similar = np.array([], dtype=bool)
-    for part in _parts(pairs):
-        agreement = np.mean(minima[part[:, 0]] == minima[part[:, 1]], axis=1)
-        similar = np.append(similar, agreement >= THRESHOLD - _MARGIN)
+    pairs = _closest(_candidates(minima), minima)
     del minima
-    return _confirmed(pairs[similar], [column.to_pylist() for column in texts])
+    return _confirmed(pairs, [column.to_pylist() for column in texts])
 
 
 def _folded(column: pa.Array) -> pa.Array:
@@ -129,9 +127,18 @@ def _candidates(minima: np.ndarray) -> np.ndarray:
     return np.column_stack(np.divmod(pairs, max(count, 1)))
 
 
-def _parts(pairs: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(pairs), _PAIRS):
-        yield pairs[start : start + _PAIRS]
+def _closest(pairs: np.ndarray, minima: np.ndarray) -> np.ndarray:
+    """The pairs whose minima agree often enough, and for one of the two rows more often than nearly all others."""
+    parts = [pairs[start : start + _PAIRS] for start in range(0, len(pairs), _PAIRS)]
+    agreement = np.concatenate([np.empty(0), *(np.mean(minima[p[:, 0]] == minima[p[:, 1]], axis=1) for p in parts)])
+    likely = agreement >= THRESHOLD - _MARGIN
+    pairs, agreement = pairs[likely], agreement[likely]
+    rows = pairs.T.ravel()
+    order = np.lexsort((np.tile(-agreement, 2), rows))
+    ranked = rows[order]
+    rank = np.empty(len(rows), dtype=np.int64)
+    rank[order] = np.arange(len(rows)) - np.searchsorted(ranked, ranked)
+    return np.asarray(pairs[rank.reshape(2, -1).min(axis=0) < CLOSEST])
 
 
 def _confirmed(pairs: np.ndarray, texts: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
