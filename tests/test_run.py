@@ -47,6 +47,8 @@ def test_the_run_folder_is_that_of_the_contract(finished):
         "recipe.yaml",
         "run.json",
         "metrics.jsonl",
+        "report.html",
+        "hard_rows.jsonl",
         "predictions",
         "checkpoints",
         "emissions.csv",
