@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from finetune.dropout import FastDropout
 from finetune.errors import ModelError
 from finetune.recipe import LoraBlock
 from finetune.record import HeadSwap
@@ -42,6 +43,7 @@ def add_lora(model: Any, head_swap: HeadSwap, block: LoraBlock, seed: int) -> An
     except ValueError as error:
         raise ModelError(f"model.lora.targets: {' '.join(str(error).split())[:300]}") from error
     _share_again(adapted, shared)
+    _narrow_inputs(adapted)
     trainable = {parameter for parameter in adapted.parameters() if parameter.requires_grad}
     frozen = [
         name
@@ -78,6 +80,26 @@ def _share_again(adapted: Any, shared: dict[str, torch.nn.Parameter]) -> None:
         module, _, attribute = name.rpartition(".")
         parameter.requires_grad_(False)
         setattr(adapted.base_model.model.get_submodule(module), attribute, parameter)
+
+
+class _AdapterDropout(FastDropout):
+    """Dropout of an adapter's input, in the type in which autocast will multiply it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name of the parent's parameter
+        device = input.device.type
+        narrow = torch.is_autocast_enabled(device)
+        return super().forward(input.to(torch.get_autocast_dtype(device)) if narrow else input)
+
+
+def _narrow_inputs(adapted: Any) -> None:
+    """Let adapters read their inputs as the layer beside them does: PEFT widens each to fp32 before its dropout."""
+    for module in list(adapted.modules()):
+        if not hasattr(module, "lora_dropout"):
+            continue
+        module.cast_input_dtype_enabled = False
+        for part in module.lora_dropout.values():
+            if type(part) is torch.nn.Dropout:
+                part.__class__ = _AdapterDropout
 
 
 def _targets(model: Any, block: LoraBlock, new_modules: list[str]) -> list[str]:

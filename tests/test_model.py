@@ -215,6 +215,25 @@ def test_merged_export_equals_base_with_adapter(tmp_path, tiny_checkpoint):
         torch.testing.assert_close(again(**batch.inputs).logits, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_adapters_read_their_inputs_in_the_type_of_autocast_and_else_as_they_come(dropout, tmp_path, tiny_checkpoint):
+    found = loaded(prepared(tmp_path, tiny_checkpoint))
+    adapted = lora.add_lora(found.model, found.head_swap, LoraBlock(r=2, dropout=dropout), seed=0).train()
+    seen = []
+    inputs = {"input_ids": torch.arange(4, 12).view(2, 4)}
+    for name, part in adapted.named_modules():
+        if ".lora_A." in name:
+            part.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    adapted(**inputs).logits.sum().backward()
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        adapted(**inputs).logits.float().sum().backward()
+    narrow = seen.count(torch.bfloat16)
+    assert (narrow == len(seen)) if dropout else (narrow > 0)  # without dropout autocast casts what is wide
+    assert all(p.grad.dtype == torch.float32 for p in adapted.parameters() if p.grad is not None)
+
+
 def test_lora_targets_that_name_nothing_are_refused(tmp_path, tiny_checkpoint):
     found = loaded(prepared(tmp_path, tiny_checkpoint))
     with pytest.raises(
