@@ -231,6 +231,11 @@ def test_the_script_of_each_row(tmp_path):
     assert "most rows are written in Han, those of train in Latin" in only(found, "script_shift", "test").text
 
 
+def test_a_mix_of_scripts_is_no_oddity(tmp_path):
+    mixed = numbered(10, "a") + rows(*((f"Посылка {text}", "a") for text in "абвгд"))
+    assert "other_script" not in dict(kinds(survey(tmp_path, train=mixed)))
+
+
 def test_columns_that_no_role_reads(tmp_path):
     train = [row | {"source": "x", "number": 1} for row in numbered(12, "a")]
     assert survey(tmp_path, train=train).notes == ["train: columns that no role reads: source, number"]
