@@ -101,7 +101,7 @@ class DataBlock(Block):
     """Longest input in tokens, special ones included."""
     stride: Annotated[int | None, Field(ge=0), Expect("a whole number of at least 0")] = None
     """token and span: tokens that neighbouring windows of a long input share; null there: a quarter of max_length."""
-    tag_pieces: Annotated[Literal["first", "begins", "all"], Expect("first, begins or all")] = "begins"
+    tag_pieces: Annotated[Literal["first", "begins", "all"], Expect("first, begins or all")] = "first"
     """token: pieces of a word that are taught its tag: first; begins: where the pipeline begins a word as well; all."""
     max_target_length: Annotated[int | None, Field(ge=2), Expect("a whole number of at least 2")] = None
     """seq2seq: longest target in tokens, special ones included; null there: 64."""

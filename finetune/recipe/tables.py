@@ -53,5 +53,5 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "train.label_smoothing": ("sequence", "token", "seq2seq"),
 }
 """Key -> the tasks it has an effect on."""
-NEUTRAL: tuple[object, ...] = (None, 0.0, "none", "begins")
+NEUTRAL: tuple[object, ...] = (None, 0.0, "none", "first")
 """Values of those keys that ask for nothing."""
