@@ -396,4 +396,5 @@ def test_training_teaches_where_people_live(tmp_path, encoder):
     net.eval()
     outputs = loop.predict_here(net, ready.task, ready.features["validation"], ready.tokenizer, torch.device("cpu"))
     predictions = ready.task.decode(outputs, ready.features["validation"], ready.splits["validation"])
-    assert evaluation.values(ready.task, predictions, ["exact_match"])["exact_match"] > 0.35
+    found = evaluation.score_split(ready.task, predictions, ["exact_match"]).metrics["exact_match"]
+    assert found.value is not None and found.value > 0.35
