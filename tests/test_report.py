@@ -49,7 +49,7 @@ def metrics(folder, steps=20, logged=2, evaluated=5):
         if step % evaluated == 0:
             value = 1 - 1 / step
             bounds = {"accuracy": [value - 0.05, value + 0.05]}
-            values = {"accuracy": value, "loss": 1 / step}
+            values = {"accuracy": value, "owner/metric": value, "loss": 1 / step}
             lines.append(common | {"split": "validation", "values": values, "intervals": bounds})
     path = folder / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -88,10 +88,14 @@ def analysis(labels, words="a text"):
 def audit(labels, words="a text"):
     """What an audit says of a split whose labels are `labels`."""
     lengths = Quantiles(p5=1, p25=2, p50=3, p75=4, p95=5, max=6)
-    finding = {"kind": words, "split": "test", "other": words, "level": "problem", "count": 1, "rows": 9, "text": words}
+    finding = {"kind": words, "split": "test", "other": words, "level": "warning", "count": 1, "rows": 9, "text": words}
     return Audit(
         findings=[AuditFinding(**finding, remedy=words, ids=labels, places=labels)],
-        splits={"test": SplitAudit(rows=9, labels=dict.fromkeys(labels, 3), characters=lengths, tokens=lengths)},
+        splits={
+            "test": SplitAudit(
+                rows=9, scripts={"Latin": 8, "": 1}, labels=dict.fromkeys(labels, 3), characters=lengths, tokens=lengths
+            )
+        },
         shifts=[Shift(split=words, of="labels", distance=0.1, by_chance=0.05, p=0.01)],
         notes=[words],
         method=words,
@@ -161,7 +165,8 @@ def test_it_says_where_the_model_fails_and_what_is_odd_about_the_data(tmp_path):
         "Labels on test that are perhaps wrong",
         "By length in tokens",
         "Data audit",
-        "problem a text test, a text 1 (11.1 %)",
+        "scripts of test Latin 8, no letters 1",
+        "warning a text test, a text 1 (11.1 %)",
     ):
         assert said in text, said
 

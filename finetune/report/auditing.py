@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from finetune.card.figures import count, share
 from finetune.record import Audit, RunRecord
-from finetune.report.blocks import Block, Folded, Note, Section, Table
+from finetune.report.blocks import Block, Facts, Folded, Note, Section, Table
 
 __all__ = ["auditing"]
 
@@ -18,7 +18,7 @@ def auditing(record: RunRecord) -> Section:
     section, found = Section("audit", "Data audit"), record.audit
     if found is None:
         return section
-    section.blocks += [*_findings(found), *_lengths(found), *_labels(found), *_shifts(found)]
+    section.blocks += [*_findings(found), *_lengths(found), *_labels(found), *_shifts(found), *_scripts(found)]
     said = " ".join([*found.notes, found.method]).strip()
     section.blocks += [Note(said)] if said else []
     return section
@@ -79,3 +79,16 @@ def _shifts(found: Audit) -> Iterator[Block]:
     header = ["split", "in", "distance", "by chance below", "p"]
     if rows:
         yield Table("Distance from train: 0 alike, 1 nothing in common", header, rows, right=(2, 3, 4))
+
+
+def _scripts(found: Audit) -> Iterator[Block]:
+    facts = [
+        (
+            f"scripts of {name}",
+            ", ".join(f"{kind or 'no letters'} {count(rows)}" for kind, rows in split.scripts.items()),
+        )
+        for name, split in found.splits.items()
+        if split.scripts
+    ]
+    if facts:
+        yield Facts(facts)

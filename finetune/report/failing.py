@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune.card.figures import count, interval, score
+from finetune.card.public_names import metric_name
 from finetune.card.weaknesses import shown_analysis
 from finetune.record import Analysis, Interval, RunRecord
 from finetune.record.analysis import Calibration, Confusion, Slice, Suspect, WorstRow
 from finetune.report.blocks import Beside, Block, Chart, Facts, Note, Section, Table
 from finetune.report.charts import draw_matrix, draw_reliability, matrix_size
 from finetune.report.drawing import blank, svg
-from finetune.report.results import named
 
 __all__ = ["Shown", "failing", "hard_rows"]
 
@@ -34,7 +34,7 @@ def failing(record: RunRecord) -> Section:
     wide = [part for part in parts if isinstance(part, Chart) and part.wide]
     section.blocks += [*wide, Beside([part for part in parts if part not in wide])] if parts else []
     section.blocks += _outcomes(analysis)
-    groups = list(_groups(record, analysis.slices))
+    groups = list(_groups(analysis.slices))
     section.blocks += [Beside(groups)] if groups else []
     section.blocks += _behaviour(analysis)
     if section.blocks:
@@ -56,8 +56,9 @@ def _calibration(found: Calibration | None) -> Iterator[Chart | Table]:
         ("Brier score with temperature", found.brier_after),
     ):
         rows += [[name, *_figures(name, value)]] if value is not None else []
-    header = ["calibration", "value", "95 % interval"]
-    yield Table("0 is best; the temperature divides the logits and is fitted on validation", header, rows, right=(1, 2))
+    header = ["measure", "value", "95 % interval"]
+    fitted = "; the temperature divides the logits and is fitted on validation" if found.temperature else ""
+    yield Table(f"Calibration: 0 is best{fitted}", header, rows, right=(1, 2))
 
 
 def _figures(metric: str, found: Interval) -> list[str]:
@@ -100,7 +101,7 @@ def _outcomes(analysis: Analysis) -> Iterator[Block]:
         yield Facts(facts)
 
 
-def _groups(record: RunRecord, slices: Sequence[Slice]) -> Iterator[Table]:
+def _groups(slices: Sequence[Slice]) -> Iterator[Table]:
     """A table for each kind of group: a row for each group, a column for each metric."""
     for by in dict.fromkeys(one.by for one in slices):
         mine = [one for one in slices if one.by == by]
@@ -114,7 +115,7 @@ def _groups(record: RunRecord, slices: Sequence[Slice]) -> Iterator[Table]:
         ]
         kind = UNITS.get(by, by.replace("_", " "))
         more = f"; the first {GROUPS} of {count(len(groups))}" if len(groups) > GROUPS else ""
-        header = [kind, "rows", *(named(record, metric) if by == "length" else metric for metric in metrics)]
+        header = [kind, "rows", *(metric_name(metric, "") for metric in metrics)]
         yield Table(f"By {kind}{more}", header, rows, right=range(1, len(header)))
 
 
@@ -163,18 +164,22 @@ def _row(line: Mapping[str, Any] | None, row: WorstRow | None = None) -> list[st
     words = inputs.get("tokens")
     if words is not None and isinstance(gold, list) and len(gold) == len(words) == len(given):
         gold, given = (_tagged(words, own, other) for own, other in ((gold, given), (given, gold)))
-    text = " · ".join(_written(value) for value in inputs.values())
+    text = " · ".join(_written(" ".join(value) if role == "tokens" else value) for role, value in inputs.items())
     return [_written(gold), _written(given), text]
 
 
 def _tagged(words: Sequence[str], tags: Sequence[str], others: Sequence[str]) -> list[str]:
     """The words on which two taggings differ, each with its tag."""
+    if tags == others:
+        return ["all right"]
     return [f"{word} {tag}" for word, tag, other in zip(words, tags, others, strict=True) if tag != other]
 
 
 def _written(value: Any) -> str:
     if isinstance(value, list):
-        whole = (" " if all(isinstance(item, str) for item in value) and len(value) > 8 else ", ").join(map(str, value))
+        whole = ", ".join(map(str, value))
     else:
         whole = f"{value:.3f}" if isinstance(value, float) else str(value)
+    if not whole.strip():
+        return "(empty)"
     return whole if len(whole) <= CUT else whole[: CUT - 1] + "…"

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from finetune.card.figures import HUNDREDS, amount, count, duration, interval, score
 from finetune.card.public_names import metric_name
 from finetune.record import Interval, RunRecord, SplitResults, Training
-from finetune.report.blocks import Beside, Chart, Note, Section, Table, Tile
+from finetune.report.blocks import Beside, Chart, Folded, Note, Section, Table, Tile
 from finetune.report.charts import draw_intervals
 from finetune.report.drawing import blank, svg
 from finetune.scoring.names import LOWER_IS_BETTER
@@ -113,7 +113,7 @@ def results(record: RunRecord) -> Section:
     charts = [_chart(record, drawn)] if drawn is not None else []
     section.blocks.append(Beside([*charts, *(_table(record, split) for split in splits(record))]))
     notes = record.model.notes if record.model else []
-    section.blocks += [Note(note) for note in notes]
+    section.blocks += [Folded("How predictions are made", "\n\n".join(notes))] if notes else []
     return section
 
 

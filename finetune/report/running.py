@@ -32,9 +32,10 @@ def _curve_charts(record: RunRecord, found: Curves) -> Iterator[Chart]:
     loss = {split: found[split, "loss"] for split in ("train", "validation") if (split, "loss") in found}
     if loss:
         yield _chart(record, "loss", loss, "Loss")
-    for split, name in found:
-        if split == "validation" and name != "loss":
-            yield _chart(record, name, {split: found[split, name]}, f"{named(record, name)} on validation")
+    scored = [name for split, name in found if split == "validation" and name != "loss"]
+    for number, name in enumerate(scored):
+        series = {"validation": found["validation", name]}
+        yield _chart(record, f"metric-{number}", series, f"Validation: {named(record, name)}")
     if ("train", "learning_rate") in found:
         yield _chart(record, "rate", {"train": found["train", "learning_rate"]}, "Learning rate", marked=False)
 
@@ -45,7 +46,7 @@ def _chart(record: RunRecord, name: str, series: Mapping[str, Series], title: st
     with blank(*SIZE) as (figure, axes):
         draw_curves(axes, series, steps=record.training.steps if record.training else 0, best=best, resumed=resumed)
         drawing = svg(figure, f"curve-{name}", f"{title} over the steps of training")
-    return Chart(drawing, title[:1].upper() + title[1:])
+    return Chart(drawing, title)
 
 
 def _legend(record: RunRecord) -> str:
