@@ -31,6 +31,7 @@ __all__ = [
     "mcnemar",
     "mean_interval",
     "paired_difference",
+    "paired_rows_difference",
     "resample_cells",
     "resample_rows",
     "resample_sums",
@@ -50,6 +51,7 @@ _CACHED = 100_000  # row draws counted at once, few enough to stay in the proces
 _DRAWS = 500_000_000  # row draws per interval; above 50,000 rows fewer resamples, never under 1,000
 _CELLS_PER_ROW = 1 / 16  # up to here one multinomial draw per cell is faster than one draw per row
 _MIN_DEFINED = 0.95
+_WIDE = 64  # statistics per row
 _MAX_EXACT = 1_000  # discordant rows
 
 
@@ -124,7 +126,14 @@ def resample_sums(stats: Any, statistic: Statistic, resamples: int = RESAMPLES) 
     if not isinstance(stats, np.ndarray):
         return resample_cells(np.ones(stats.shape[0], dtype=np.int64), statistic, stats, resamples)
     features, counts = np.unique(stats.astype(np.float64), axis=0, return_counts=True)
-    return resample_cells(counts, statistic, features, resamples)
+    return resample_cells(counts, statistic, _thin(features), resamples)
+
+
+def _thin(stats: Floats) -> Any:
+    """Counts of many labels as a sparse array: a row holds few of them."""
+    from scipy.sparse import csr_array
+
+    return csr_array(stats) if stats.shape[1] > _WIDE else stats
 
 
 def resample_rows(rows: int, statistic: Statistic, resamples: int = ROW_RESAMPLES) -> Floats:
@@ -184,35 +193,59 @@ def rows_interval(rows: int, statistic: Statistic, resamples: int = ROW_RESAMPLE
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A metric of model A minus that of model B on the same n rows; p: two-sided, None below two rows."""
+    """A metric of model A minus that of model B on the same n rows; p: two-sided; error: standard error over rows.
+
+    p and error are None below two rows, and where the metric is undefined.
+    """
 
     difference: Interval
     p: float | None
     n: int
+    error: float | None = None
 
 
-def paired_difference(a: NDArray[Any], b: NDArray[Any], statistic: Statistic | None = None) -> PairedDifference:
+def paired_difference(
+    a: NDArray[Any], b: NDArray[Any], statistic: Statistic | None = None, statistic_b: Statistic | None = None
+) -> PairedDifference:
     """Compare two models by a paired bootstrap: each resample takes the same rows of both.
 
-    a, b: (n,) scores whose means are compared, or (n, s) per-row statistics with `statistic` (R, s) -> (R,). p is the
-    share of resamples whose difference lies as far from the observed one as that lies from 0 (the recentred bootstrap
-    test), with the observed one counted in.
+    a, b: (n,) scores whose means are compared, or (n, s) per-row statistics with `statistic` (R, s) -> (R,). With
+    `statistic_b` b is measured by that one, and may have another width. p is the share of resamples whose difference
+    lies as far from the observed one as that lies from 0 (the recentred bootstrap test), with the observed one counted
+    in.
     """
-    stats_a, stats_b = _paired(a, b)
+    stats_a, stats_b = (side[:, None] if side.ndim == 1 else side for side in (np.asarray(a), np.asarray(b)))
+    assert len(stats_a) == len(stats_b), f"two models on the same rows: {len(stats_a)} and {len(stats_b)} rows"
     n, width = stats_a.shape
     if n == 0:
         return PairedDifference(Interval(value=None), None, 0)
-    measure = statistic or (lambda sums: sums[:, 0] / n)
+    measure_a = statistic or (lambda sums: sums[:, 0] / n)
+    measure_b = statistic_b or measure_a
 
     def gap(sums: Floats) -> Floats:
-        return measure(sums[:, :width]) - measure(sums[:, width:])
+        return measure_a(sums[:, :width]) - measure_b(sums[:, width:])
 
-    both = np.hstack([stats_a, stats_b])
-    observed = float(gap(both.sum(axis=0, keepdims=True))[0])
-    samples = resample_sums(both, gap)
+    both = np.hstack([stats_a, stats_b]).astype(np.float64)
+    return _difference(float(gap(both.sum(axis=0, keepdims=True))[0]), resample_sums(both, gap), n)
+
+
+def paired_rows_difference(rows: int, statistic_a: Statistic, statistic_b: Statistic) -> PairedDifference:
+    """As `paired_difference`, for a metric of weighted rows: statistics (R, n) -> (R,), see `resample_rows`."""
+    if rows == 0:
+        return PairedDifference(Interval(value=None), None, 0)
+
+    def gap(weights: Floats) -> Floats:
+        return statistic_a(weights) - statistic_b(weights)
+
+    return _difference(float(gap(np.ones((1, rows)))[0]), resample_rows(rows, gap), rows)
+
+
+def _difference(observed: float, samples: Floats, n: int) -> PairedDifference:
     defined = samples[np.isfinite(samples)]
-    p = _two_sided(np.abs(defined - observed), observed) if len(defined) and np.isfinite(observed) else None
-    return PairedDifference(interval(observed, samples), p, n)
+    if not len(defined) or not np.isfinite(observed):
+        return PairedDifference(interval(observed, samples), None, n)
+    p = _two_sided(np.abs(defined - observed), observed)
+    return PairedDifference(interval(observed, samples), p, n, float(defined.std()))
 
 
 def _paired(a: NDArray[Any], b: NDArray[Any]) -> tuple[Floats, Floats]:
@@ -283,8 +316,9 @@ def _random_subset_sums(stats: Floats, trials: int) -> Iterator[Floats]:
     """Blocks (<= trials, s) of the sums over random halves of the rows, each row in with probability 1/2."""
     generator = np.random.Generator(np.random.SFC64(_SEED))
     block = max(1, _BLOCK // max(*stats.shape, 1))
+    thin = _thin(stats)
     for start in range(0, trials, block):
         size = min(block, trials - start)
         bits = np.frombuffer(generator.bytes(size * (len(stats) // 8 + 1)), dtype=np.uint8).reshape(size, -1)
         swapped = np.unpackbits(bits, axis=1, count=len(stats))
-        yield swapped.astype(np.float64) @ stats
+        yield np.asarray(swapped.astype(np.float64) @ thin)

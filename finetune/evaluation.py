@@ -20,7 +20,7 @@ from finetune.record import Analysis, SplitResults
 from finetune.rows import Rows
 from finetune.tasks.base import Predictions, Task
 
-__all__ = ["analyse_split", "hard_rows", "match_labels", "predict_split", "score_split"]
+__all__ = ["analyse_split", "hard_rows", "match_labels", "predict_published", "predict_split", "score_split"]
 
 INPUTS = ("text", "text_pair", "tokens", "question", "context", "source")  # roles a model reads
 
@@ -38,8 +38,7 @@ def predict_split(
 ) -> Predictions | None:
     """Predictions for every row, in the order of the rows, on the main process; None on the others.
 
-    as_published: where callers of the pipeline give their texts otherwise than the rows do, predict those, too, and
-    let the task compare.
+    as_published: `predict_published`, too.
     """
     was_training = model.training
     model.eval()
@@ -54,13 +53,28 @@ def predict_split(
         restore()
         model.train(was_training)
     predictions = None if outputs is None else task.decode(outputs, features, rows)
-    given = task.published(rows) if as_published else None
-    if given is not None:
-        read = in_memory(task.encode(next(given.batches(len(given))), tokenizer))
-        found = predict_split(accelerator, model, task, tokenizer, read, given, events)
-        if predictions is not None and found is not None:
-            task.compare_published(predictions, found, rows)
+    if as_published:
+        predict_published(accelerator, model, task, tokenizer, rows, predictions, events)
     return predictions
+
+
+def predict_published(
+    accelerator: Accelerator,
+    model: Any,
+    task: Task,
+    tokenizer: Any,
+    rows: Rows,
+    predictions: Predictions | None,
+    events: Events,
+) -> None:
+    """Where callers of the pipeline give their texts otherwise than the rows do: predict those, and compare."""
+    given = task.published(rows)
+    if given is None:
+        return
+    read = in_memory(task.encode(next(given.batches(len(given))), tokenizer))
+    found = predict_split(accelerator, model, task, tokenizer, read, given, events)
+    if predictions is not None and found is not None:
+        task.compare_published(predictions, found, rows)
 
 
 def score_split(task: Task, predictions: Predictions, names: Sequence[str] | None) -> SplitResults:
@@ -99,18 +113,34 @@ def match_labels(own: Sequence[str], wanted: Sequence[str], renamed: dict[str, s
     """The labels of a checkpoint, in its order, spelled as in the data.
 
     own: names in the checkpoint's config. wanted: names in the data. renamed: the user's own mapping, old name to new.
-    Names are equal when they differ only in case. Raises ModelError with both lists when a label of the data is left
-    without a partner.
+    Names are equal when they differ only in case or in a prefix LABEL_ or __label__. Raises ModelError with both lists
+    when a label of the data is left without a partner.
     """
     unknown = sorted(set(renamed) - set(own))
     if unknown:
         raise ModelError(f"--labels: {checkpoint} has no label {', '.join(unknown)}; it has {', '.join(own)}")
-    spelling = {name.casefold(): name for name in wanted}
-    found = [renamed.get(name, spelling.get(name.casefold(), name)) for name in own]
+    spelling = {_plain(name): name for name in wanted} | {name: name for name in wanted}
+    found = [renamed.get(name) or spelling.get(name) or spelling.get(_plain(name), name) for name in own]
     missing = sorted(set(wanted) - set(found))
     if missing or len(set(found)) < len(found):
         raise ModelError(
             f"{checkpoint}: its labels are {', '.join(own)}; the data's are {', '.join(wanted)};"
-            f" without a partner: {', '.join(missing)}; say which is which: --labels old=new,…"
+            f" without a partner: {', '.join(missing) or 'none, but two become one'}; say which is which:"
+            f" --labels old=new,…{_example(own, found, missing)}"
         )
     return found
+
+
+def _plain(name: str) -> str:
+    folded = name.casefold()
+    return next(
+        (folded.removeprefix(prefix) for prefix in ("label_", "__label__") if folded.startswith(prefix)), folded
+    )
+
+
+def _example(own: Sequence[str], found: Sequence[str], missing: Sequence[str]) -> str:
+    """How the mapping would be written, were the labels without a partner in the same order on both sides."""
+    left = [name for name, new in zip(own, found, strict=True) if name == new]
+    if not missing or len(left) != len(missing):
+        return ""
+    return f" (for example --labels {','.join(map('='.join, zip(left, missing, strict=True)))}, if that is their order)"

@@ -8,6 +8,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ __all__ = [
     "peak_memory_bytes",
     "probe_precision",
     "refuse_impossible_precision",
+    "reset_peak_memory",
     "seconds_since_start",
     "threads_for",
     "versions",
@@ -128,6 +130,14 @@ def peak_memory_bytes() -> int:
         return int(torch.cuda.max_memory_allocated())
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory() -> None:
+    """Make `peak_memory_bytes` count from here, where the system can: on Linux, and on a GPU (proc(5), clear_refs)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def refuse_impossible_precision(precision: str, on_cpu: bool) -> None:

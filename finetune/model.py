@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from finetune import decoder
+from finetune import adapter, decoder
 from finetune.errors import ModelError
 from finetune.lora import save_adapter
 from finetune.pretrained import Checkpoint, load_tokenizer, read_config
@@ -53,6 +53,11 @@ def load_for_training(checkpoint: Checkpoint, config: Any, task: Task, recipe: R
     The new weights depend on `train.seed` alone. Raises ModelError when weights of the backbone are missing or any
     weight is not finite.
     """
+    if (method := _quantisation(config)) is not None:
+        raise ModelError(
+            f"model.checkpoint: {checkpoint.name} is stored quantised ({method}), which cannot be fine-tuned in full"
+            " precision; use the checkpoint it was made from"
+        )
     tokenizer = load_tokenizer(checkpoint, config)
     refuse_placeholder_names(task.labels)
     foreign = list(getattr(config, "architectures", None) or [])
@@ -85,6 +90,8 @@ def load_for_evaluation(checkpoint: Checkpoint, task: type[Task] | Task) -> Load
     Raises ModelError unless architecture, missing, mismatched and unexpected keys all say that the head is trained.
     """
     config = read_config(checkpoint, task)
+    if checkpoint.adapter is not None:
+        return _with_adapter(checkpoint, config, task)
     auto = getattr(transformers, task.auto_class)
     expected = {cls.__name__ for cls in _classes(auto, config)}
     found = list(getattr(config, "architectures", None) or [])
@@ -102,6 +109,16 @@ def load_for_evaluation(checkpoint: Checkpoint, task: type[Task] | Task) -> Load
             " random; fine-tune it first"
         )
     return Loaded(model, load_tokenizer(checkpoint, config), head_swap)
+
+
+def _with_adapter(checkpoint: Checkpoint, config: Any, task: type[Task] | Task) -> Loaded:
+    """A base with a PEFT adapter merged into it, head included."""
+    adapter.set_labels(checkpoint, config, task)
+    model, info = _load(getattr(transformers, task.auto_class), checkpoint, config, ignore_mismatched_sizes=True)
+    head_swap = _report(model, info, checkpoint, task)
+    with quiet_transformers():
+        merged = adapter.merge(checkpoint, model, head_swap.new.names)
+    return Loaded(merged.eval(), load_tokenizer(checkpoint, config), head_swap)
 
 
 def _classes(auto: Any, config: Any) -> tuple[Any, ...]:
@@ -122,13 +139,27 @@ def _load(
                 model, info = auto.from_pretrained(
                     checkpoint.folder, config=config, output_loading_info=True, **arguments
                 )
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, ImportError) as error:
+            if (method := _quantisation(config)) is not None:
+                raise ModelError(
+                    f"{checkpoint.name}: is stored quantised ({method}) and does not load here: {_first_lines(error)};"
+                    " install what is missing, or give the checkpoint that it was made from"
+                ) from error
             raise ModelError(f"model.checkpoint: {checkpoint.name} does not load: {_first_lines(error)}") from error
         except Exception as error:  # safetensors raises its own class for a damaged file, which is no subclass of these
             if type(error).__module__.startswith("safetensors"):
                 raise ModelError(f"model.checkpoint: the weights of {checkpoint.name} are damaged: {error}") from error
             raise
     return model, info
+
+
+def _quantisation(config: Any) -> str | None:
+    """The method that config.json says the weights are quantised by."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+    return str(getattr(method, "value", method) or "unknown")
 
 
 def _first_lines(error: Exception) -> str:
@@ -145,7 +176,8 @@ def _report(model: Any, info: dict[str, Any], checkpoint: Checkpoint, task: type
             f" ({', '.join(holes[:3])} …); the checkpoint is incomplete or of another architecture"
             " than its config.json says"
         )
-    bad = [name for name, tensor in model.named_parameters() if not bool(torch.isfinite(tensor).all())]
+    plain = [(name, one) for name, one in model.named_parameters() if type(one) is torch.nn.Parameter]
+    bad = [name for name, tensor in plain if not bool(torch.isfinite(tensor).all())]  # quantised ones cannot tell
     if bad:
         raise ModelError(f"model.checkpoint: {checkpoint.name} holds NaN or infinite numbers in {', '.join(bad[:3])}")
     weights = {name for name, _ in model.named_parameters()}

@@ -20,6 +20,8 @@ from finetune.tasks.base import Task
 
 __all__ = [
     "Checkpoint",
+    "checkpoint_in",
+    "files",
     "find_checkpoint",
     "load_tokenizer",
     "locate",
@@ -40,6 +42,7 @@ class Checkpoint:
     folder: Path
     revision: str | None = None
     decoder: Checkpoint | None = None  # where the decoder that an encoder is given starts from
+    adapter: Path | None = None  # the folder of a PEFT adapter that `folder` is the base of
 
 
 def find_checkpoint(recipe: Recipe) -> Checkpoint:
@@ -62,15 +65,32 @@ def _decoder(name: str, recipe: Recipe) -> Checkpoint:
 
 def locate(name: str, revision: str | None = None, resolve: Callable[[str], Path] = Path) -> Checkpoint:
     """A checkpoint by Hub id, folder or package://… ; `resolve` makes a path of a local name. Raises ModelError."""
+    return checkpoint_in(*files(name, revision, resolve), name)
+
+
+def checkpoint_in(folder: Path, commit: str | None, name: str) -> Checkpoint:
+    """The checkpoint `name` in a folder that `files` gave. Raises ModelError when there is none."""
+    if (folder / "config.json").is_file():
+        return Checkpoint(name, folder, commit)
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"model.checkpoint: {name} is a PEFT adapter without its base, which only finetune evaluate takes as it is;"
+            " merge it (PEFT's merge_and_unload), save model and tokenizer, and give that folder"
+        )
+    if commit is not None:
+        raise ModelError(f"model.checkpoint: {name} has no config.json: not a transformers checkpoint")
+    raise ModelError(
+        f"model.checkpoint: {name} is not a folder with a config.json; give a checkpoint's folder or a Hub id"
+    )
+
+
+def files(name: str, revision: str | None = None, resolve: Callable[[str], Path] = Path) -> tuple[Path, str | None]:
+    """The folder of a checkpoint or adapter, downloaded when it is a Hub id, and the commit. Raises ModelError."""
     if name.startswith("package://"):
-        return Checkpoint(name, _package_folder(name))
+        return _package_folder(name), None
     folder = Path(resolve(name))
-    if is_local(name) or (folder / "config.json").is_file():
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"model.checkpoint: {name} is not a folder with a config.json; give a checkpoint's folder or a Hub id"
-            )
-        return Checkpoint(name, folder)
+    if is_local(name) or (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        return folder, None
     return _download(name, revision)
 
 
@@ -89,7 +109,7 @@ def _package_folder(name: str) -> Path:
     return folder
 
 
-def _download(name: str, revision: str | None) -> Checkpoint:
+def _download(name: str, revision: str | None) -> tuple[Path, str]:
     import httpx2
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -110,9 +130,7 @@ def _download(name: str, revision: str | None) -> Checkpoint:
             f"model.checkpoint: {name} could not be fetched ({type(error).__name__}) and is not in the local cache;"
             " check the network, or give a folder"
         ) from error
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"model.checkpoint: {name} has no config.json: not a transformers checkpoint")
-    return Checkpoint(name, folder, folder.name)
+    return folder, folder.name
 
 
 def _check_sha256(checkpoint: Checkpoint, expected: str) -> None:
@@ -167,6 +185,9 @@ def _own_config(checkpoint: Checkpoint, needs_weights: bool) -> Any:
 
 def load_tokenizer(checkpoint: Checkpoint, config: Any) -> Any:
     """The checkpoint's tokenizer, with a padding token. Raises ModelError."""
+    adapter = checkpoint.adapter
+    if adapter is not None and (adapter / "tokenizer_config.json").is_file():
+        return _own_tokenizer(replace(checkpoint, folder=adapter), config)
     tokenizer = _own_tokenizer(checkpoint, config)
     if checkpoint.decoder is not None:
         same = checkpoint.decoder.folder == checkpoint.folder

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finetune.record import Interval, RunRecord
+from finetune.record import Efficiency, Interval, RunRecord, SplitResults
 
-__all__ = ["show_evaluations", "show_run"]
+if TYPE_CHECKING:
+    from finetune.comparison import Compared, Comparison
+
+__all__ = ["show_comparison", "show_evaluations", "show_run"]
 
 SHOWN_FIRST = ("test", "validation", "train")
+SHOWN_IDS = 10
 WIDE_SCALE = frozenset({"rouge1", "rouge2", "rougeL", "bleu", "chrf"})  # 0 to 100
 
 
@@ -78,19 +83,99 @@ def _costs(record: RunRecord) -> Iterator[str]:
         yield f"energy: not measured ({emissions.reason})"
 
 
-def show_evaluations(records: dict[str, RunRecord]) -> None:
-    """One row per checkpoint, one column per metric."""
-    names = list(
-        dict.fromkeys(
-            name for record in records.values() for split in _splits(record) for name in record.results[split].metrics
-        )
-    )
+def show_evaluations(records: list[RunRecord]) -> None:
+    """One row per checkpoint and one column per metric; the same for what each costs to run; then the warnings."""
+    if not records:
+        return
+    names = list(dict.fromkeys(name for _, _, results in _evaluations(records) for name in results.metrics))
     table = Table(title="Results (± is half a 95 % bootstrap interval)", title_justify="left")
-    for heading in ("checkpoint", "split", *names, "rows"):
+    for heading in ("checkpoint", "split", *names, "rows", "truncated", "dropped"):
         table.add_column(heading, overflow="fold")
-    for checkpoint, record in records.items():
-        for split in _splits(record):
-            results = record.results[split]
-            cells = [_score(name, results.metrics.get(name)) for name in names]
-            table.add_row(*(Text(cell) for cell in (checkpoint, split, *cells, str(results.n))))
-    _console().print(table)
+    for checkpoint, record, results in _evaluations(records):
+        [(split, facts)] = record.data.items()
+        counts = (results.n, facts.truncated, sum(facts.dropped.values()))
+        cells = [_score(name, results.metrics.get(name)) for name in names]
+        table.add_row(*(Text(cell) for cell in (checkpoint, split, *cells, *(f"{count:,}" for count in counts))))
+    console = _console()
+    console.print(table)
+    _show_efficiency(console, records)
+    for checkpoint, record, _ in _evaluations(records):
+        for warning in record.warnings:
+            console.print(Text(f"warning: {checkpoint}: {warning}"), soft_wrap=True)
+
+
+def _evaluations(records: list[RunRecord]) -> Iterator[tuple[str, RunRecord, SplitResults]]:
+    for record in records:
+        for results in record.results.values():
+            yield record.model.checkpoint if record.model is not None else "", record, results
+
+
+def _show_efficiency(console: Console, records: list[RunRecord]) -> None:
+    table = Table(title="To run it, in fp32 (latency: one row at a time, from text to output)", title_justify="left")
+    for heading in ("checkpoint", "parameters", "on disk", "rows/s", "latency p50 / p95", "first / next token"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("peak memory", "energy"):
+        table.add_column(heading, overflow="fold")
+    for checkpoint, record, _ in _evaluations(records):
+        if record.efficiency is not None:
+            table.add_row(*(Text(cell) for cell in (checkpoint, *_efficiency_cells(record.efficiency))))
+    if table.row_count:
+        console.print(table)
+
+
+def _efficiency_cells(found: Efficiency) -> list[str]:
+    first, following = found.first_token_p50_seconds, found.per_token_p50_seconds
+    return [
+        f"{found.parameters / 1e6:.1f} M",
+        f"{found.size_bytes / 1e6:.1f} MB",
+        f"{found.rows_per_second:,.1f}",
+        f"{found.latency_p50_seconds * 1000:.1f} / {found.latency_p95_seconds * 1000:.1f} ms",
+        "" if first is None else f"{first * 1000:.1f} / {'-' if following is None else f'{following * 1000:.1f}'} ms",
+        f"{found.peak_memory_bytes / 1e6:,.0f} MB",
+        "not measured" if found.energy_kwh is None else f"{found.energy_kwh * 1000:.3g} Wh",
+    ]
+
+
+def show_comparison(found: Comparison) -> None:
+    """The verdict, one line per metric, and the rows that changed."""
+    console = _console()
+    for side, members in (("A", found.a), ("B", found.b)):
+        console.print(Text(f"{side}: {', '.join(members)}"), soft_wrap=True)
+    where = f"{found.split}, " if found.split else ""
+    table = Table(title=f"{where}{found.n:,} rows, A minus B with its 95 % interval", title_justify="left")
+    beside = ["p"] if found.changed is None else ["bootstrap p", "test", "p"]
+    for heading in ("metric", "A", "B", "A - B", *beside, "Holm's p"):
+        table.add_column(heading, justify="left" if heading in ("metric", "test") else "right", overflow="fold")
+    for one in found.metrics:
+        table.add_row(*(Text(cell) for cell in _compared_cells(one)))
+    console.print(table)
+    console.print(Text(found.verdict), soft_wrap=True)
+    if found.changed is not None:
+        changed = found.changed
+        for side, ids in (("A", changed.better_a), ("B", changed.better_b)):
+            shown = ", ".join(ids[:SHOWN_IDS]) + (", …" if len(ids) > SHOWN_IDS else "")
+            many = f"{len(ids):,} row{'s' * (len(ids) != 1)}"
+            console.print(
+                Text(f"{side} does better ({changed.by}) on {many}{': id ' if ids else ''}{shown}"), soft_wrap=True
+            )
+    for note in found.notes:
+        console.print(Text(f"note: {note}"), soft_wrap=True)
+
+
+def _compared_cells(one: Compared) -> list[str]:
+    digits = 1 if one.metric in WIDE_SCALE else 3
+    gap = one.difference
+    span = "" if gap.low is None else f" ({gap.low:+.{digits}f} to {gap.high:+.{digits}f})"
+    sides = [
+        "undefined"
+        if value is None
+        else f"{value:.{digits}f}" + ("" if spread is None else f" (sd {spread:.{digits}f})")
+        for value, spread in ((one.a, one.spread_a), (one.b, one.spread_b))
+    ]
+    difference = "undefined" if gap.value is None else f"{gap.value:+.{digits}f}{span}"
+    beside = [_p(one.p)] if one.runs_a else [_p(one.bootstrap_p), one.test, _p(one.p)]
+    return [one.metric, *sides, difference, *beside, _p(one.holm_p)]
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"

@@ -17,6 +17,7 @@ from finetune.bootstrap import (
     mcnemar,
     mean_interval,
     paired_difference,
+    paired_rows_difference,
     resample_rows,
     resample_sums,
     rows_interval,
@@ -182,6 +183,37 @@ def test_paired_difference_agrees_with_the_t_test() -> None:
     assert found.p == pytest.approx(expected.pvalue, abs=0.02)
     low, high = expected.confidence_interval(0.95)
     assert [found.difference.low, found.difference.high] == pytest.approx([low, high], abs=0.006)
+
+
+def test_a_mean_of_runs_against_one_run() -> None:
+    rng = np.random.default_rng(14)
+    one, runs = rng.random(200), rng.random((200, 3))
+    found = paired_difference(one, runs, lambda sums: sums[:, 0] / 200, lambda sums: sums.mean(axis=1) / 200)
+    plain = one - runs.mean(axis=1)
+    assert found.difference.value == pytest.approx(plain.mean())
+    assert found.error == pytest.approx(plain.std() / math.sqrt(200), rel=0.05)
+
+
+def test_weighted_rows_give_the_same_difference() -> None:
+    rng = np.random.default_rng(15)
+    a, b = rng.random(150), rng.random(150)
+    found = paired_rows_difference(150, *((lambda drawn, side=side: drawn @ side / 150) for side in (a, b)))
+    expected = paired_difference(a, b)
+    assert found.difference.value == pytest.approx(expected.difference.value)
+    assert found.error == pytest.approx(expected.error, rel=0.1)
+    assert found.p == pytest.approx(expected.p, abs=0.05)
+    assert paired_rows_difference(0, np.sum, np.sum).p is None
+
+
+def test_counts_of_many_labels_resample_as_those_of_few() -> None:
+    rng = np.random.default_rng(16)
+    stats_a, stats_b = (rng.random((80, 2)) < share for share in (0.6, 0.4))
+    empty = np.zeros((80, bootstrap._WIDE))
+    measure = lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1)  # noqa: E731
+    narrow = paired_difference(stats_a, stats_b, measure)
+    wide_a, wide_b = (np.hstack([side, empty]).astype(float) for side in (stats_a, stats_b))
+    assert paired_difference(wide_a, wide_b, measure) == narrow
+    assert approximate_randomization(wide_a, wide_b, measure) == approximate_randomization(stats_a, stats_b, measure)
 
 
 def test_pairing_removes_what_the_rows_share() -> None:

@@ -13,7 +13,7 @@ import tiny_run
 from finetune.record import Audit
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["check", "train", "evaluate", "predict", "push", "schema", "recipes"]
+COMMANDS = ["check", "train", "evaluate", "predict", "push", "compare", "schema", "recipes"]
 
 
 def finetune(*arguments, stdin="", cwd=ROOT, **environment):

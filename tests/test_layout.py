@@ -37,7 +37,7 @@ data.problems data.readers data.conll data.values data.columns data.parsing data
 audit.findings audit.labels audit.gold_answers
 audit.near_duplicates audit.overlaps audit.distribution audit.scripts audit.survey audit.wording
 audit
-dropout attention first_position decoder pretrained lora model
+dropout attention first_position decoder pretrained adapter lora model
 batching
 optim
 checkpoint
@@ -51,7 +51,8 @@ report.auditing report.making report.page
 report.pictures report
 publish.stranger publish.verification publish.allowlist publish.courier publish
 folder hardware evaluation preparation session job callbacks finish services run
-assessment checking prediction
+efficiency mislabelling assessment checking prediction
+comparison.predictions comparison.measures comparison
 shipped tables console cli
 finetune
 __main__

@@ -19,6 +19,7 @@ __all__ = [
     "Audit",
     "AuditFinding",
     "Best",
+    "Efficiency",
     "Emissions",
     "Export",
     "ExportedFile",
@@ -153,6 +154,8 @@ class ModelFacts(Part):
     architecture: str = ""
     parameters: int = 0
     trainable_parameters: int = 0
+    tokenizer: str | None = None  # its class and how many tokens it knows
+    max_length: int | None = None  # tokens of an input; what is longer was cut or read in windows
     pipeline: str = ""  # the word for transformers.pipeline and for the card
     problem: str | None = None
     labels: list[str] = Field(default_factory=list)
@@ -196,6 +199,26 @@ class Emissions(Part):
     reason: str | None = None
     lower_bound: bool = False  # a killed process kept only what its last checkpoint had
     phases: dict[str, dict[str, float | None]] = Field(default_factory=dict)  # train, evaluate -> kg, kwh, seconds
+
+
+class Efficiency(Part):
+    """What it takes to run a model on the machine of `hardware`, in fp32 and with `threads` threads.
+
+    Latency is that of one row at a time, from text to output, over at most 50 rows of the split and about 10 s. The
+    peak is that of the whole process (on a GPU: of its allocator) from loading the model on.
+    """
+
+    parameters: int
+    size_bytes: int  # of the weights on disk
+    rows_per_second: float  # in batches; where texts are generated, the loss is computed as well
+    latency_rows: int
+    latency_p50_seconds: float
+    latency_p95_seconds: float
+    first_token_p50_seconds: float | None = None  # where text is generated
+    per_token_p50_seconds: float | None = None  # after the first
+    peak_memory_bytes: int
+    threads: int
+    energy_kwh: float | None = None  # CodeCarbon's estimate for the evaluation of the split; None where it has none
 
 
 class Tracker(Part):
@@ -258,6 +281,8 @@ class RunRecord(Part):
     baselines: dict[str, dict[str, SplitResults]] = Field(default_factory=dict)  # name -> split -> results
     analysis: dict[str, Analysis] = Field(default_factory=dict)  # split -> where the model fails on it
     emissions: Emissions | None = None
+    efficiency: Efficiency | None = None  # of an evaluation
+    warnings: list[str] = Field(default_factory=list)  # why the results of an evaluation may not be what they seem
     tracking: dict[str, Tracker] = Field(default_factory=dict)
     export: Export | None = None
     published: Published | None = None

@@ -64,7 +64,7 @@ def _macro(share: Callable[[_Counts], tuple[Floats, Floats]]) -> Callable[[_Coun
         defined_labels = (denominator > 0).sum(axis=1)
         mean = ratio(ratio(numerator, denominator).sum(axis=1), defined_labels)
         labels = denominator.shape[1]
-        return mean * ((share(full)[1] > 0).sum() / labels) if labels else np.full(len(mean), np.nan)
+        return mean * ((share(full)[1] > 0).sum(axis=1) / labels) if labels else np.full(len(mean), np.nan)
 
     return average
 
@@ -114,15 +114,17 @@ FORMULAS: dict[str, Callable[[_Counts, _Counts], Floats]] = {
 """Metrics of counted labels, by formula."""
 
 
-def label_statistic(formulas: Sequence[str], full: Floats) -> Statistic:
+def label_statistic(formulas: Sequence[str], full: Floats | None = None) -> Statistic:
     """Sums (R, 2 + 3K) of [items, right items, hits, predicted, gold per label] -> (R, number of formulas).
 
-    full: (2 + 3K,) sums over all rows. Items are rows, or tokens where rows hold several.
+    full: (2 + 3K,) sums over all rows, of which the sums are resamples; None where all sums are over all rows. Items
+    are rows, or tokens where rows hold several.
     """
-    whole = _Counts.of(np.asarray(full, dtype=np.float64).reshape(1, -1))
+    all_rows = None if full is None else _Counts.of(np.asarray(full, dtype=np.float64).reshape(1, -1))
 
     def statistic(sums: Floats) -> Floats:
         counts = _Counts.of(sums)
+        whole = counts if all_rows is None else all_rows
         values = np.empty((len(sums), len(formulas)))
         for column, formula in enumerate(formulas):
             values[:, column] = FORMULAS[formula](counts, whole)

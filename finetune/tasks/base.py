@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -132,6 +132,11 @@ class Task(ABC):
     def predict(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Run the model; what `decode` needs of it, reduced on the device. Each tensor has the batch axis first."""
 
+    def respond(self, model: torch.nn.Module, batch: Batch, on_token: Callable[[], None] | None = None) -> None:
+        """Answer one batch as a caller waits for it; `on_token` is called after each token that is generated."""
+        del on_token
+        self.predict(model, batch)
+
     def predict_case(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """As `predict`, for the cases of `verify`: the same each time it is called."""
         return self.predict(model, batch)
@@ -158,6 +163,16 @@ class Task(ABC):
 
     def tune(self, predictions: Predictions) -> None:  # noqa: B027  (most heads have nothing to tune)
         """Fit thresholds and the like to the predictions on validation; kept in the task, saved by `configure`."""
+
+    def constant(self, predictions: Predictions) -> tuple[str, Predictions] | None:
+        """The most frequent gold answer, and the predictions of a model that always gives it; None where none fits."""
+        del predictions
+        return None
+
+    def confusion(self, predictions: Predictions) -> tuple[list[str], np.ndarray] | None:
+        """Names and how often each (axis 0) was taken for each (axis 1), int64 (K, K): of rows, or of tokens."""
+        del predictions
+        return None
 
     def baselines(self, splits: dict[str, Rows]) -> dict[str, dict[str, SplitResults]]:
         """Results of trivial methods on the evaluation splits: name -> split -> results."""

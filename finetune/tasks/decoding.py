@@ -9,11 +9,13 @@ from finetune.errors import ModelError
 from finetune.inference import text_to_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from finetune.recipe.model import GenerationBlock
 
-__all__ = ["SETTINGS", "WRAPPING", "generate", "generation_config", "set_languages", "shift_right"]
+__all__ = ["SETTINGS", "WRAPPING", "generate", "generation_config", "heard", "set_languages", "shift_right"]
 
 # Families whose decoder starts with the last token of the target, which names its language.
 # Source: shift_tokens_right of their modeling files.
@@ -93,3 +95,18 @@ def generate(model: Any, inputs: dict[str, torch.Tensor], **arguments: Any) -> t
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         return text_to_text.generate(model, inputs, **arguments)
+
+
+def heard(on_token: Callable[[], None]) -> dict[str, Any]:
+    """Arguments that make `generate` call `on_token` after each token, of all beams together."""
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class Listener(StoppingCriteria):  # type: ignore[misc]
+        """Stops nothing."""
+
+        def __call__(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            on_token()
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    return {"stopping_criteria": StoppingCriteriaList([Listener()])}

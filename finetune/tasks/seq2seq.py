@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -172,6 +172,13 @@ class Seq2SeqTask(Task):
         self._instruct(model)
         tokens = decoding.generate(model, batch.inputs, **self._certain())
         return {"loss": self._row_losses(model, batch), "tokens": tokens}
+
+    def respond(self, model: torch.nn.Module, batch: Batch, on_token: Callable[[], None] | None = None) -> None:
+        if self.settings.loss_only:
+            self.predict(model, batch)
+            return
+        self._instruct(model)
+        decoding.generate(model, batch.inputs, **(decoding.heard(on_token) if on_token else {}))
 
     def _certain(self) -> dict[str, Any]:
         """What makes an output repeatable."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -222,6 +223,23 @@ class SequenceTask(Task):
         gold, scores = predictions.arrays["gold"].astype(bool), predictions.arrays["scores"]
         grid = np.arange(5, 96) / 100
         self.threshold = float(max(grid, key=lambda value: (_macro_f1(gold, scores >= value), -abs(value - 0.5))))
+
+    def constant(self, predictions: Predictions) -> tuple[str, Predictions] | None:
+        gold = predictions.arrays["gold"]
+        if self.problem == "regression":
+            mean = float(gold.mean())
+            return f"{mean:.3g}", replace(predictions, arrays={"gold": gold, "scores": np.full(len(gold), mean)})
+        counts = np.bincount(gold, minlength=len(self.labels)) if self.problem == "single" else gold.sum(axis=0)
+        scores = np.zeros((len(gold), len(self.labels)))
+        scores[:, counts.argmax()] = 1.0
+        return self.labels[counts.argmax()], replace(predictions, arrays={"gold": gold, "scores": scores})
+
+    def confusion(self, predictions: Predictions) -> tuple[list[str], np.ndarray] | None:
+        if self.problem != "single":
+            return None
+        counts = np.zeros((len(self.labels), len(self.labels)), dtype=np.int64)
+        np.add.at(counts, (predictions.arrays["gold"], predictions.arrays["scores"].argmax(axis=1)), 1)
+        return self.labels, counts
 
     def baselines(self, splits: dict[str, Rows]) -> dict[str, dict[str, SplitResults]]:
         """The most frequent class of train, and TF-IDF of words and word pairs with logistic regression."""

@@ -41,7 +41,7 @@ class SpanTask(Task):
 
     name: ClassVar[str] = "span"
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
-    head: ClassVar[str] = "ForQuestionAnswering"
+    head: ClassVar[tuple[str, ...]] = ("ForQuestionAnswering", "ForQuestionAnsweringSimple")  # the latter: XLNet, XLM
     text_role: ClassVar[str] = "context"
     pipeline = "question-answering"
     labels_must_match = False

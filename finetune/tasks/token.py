@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -206,6 +208,25 @@ class TokenTask(Task):
         if self.problem == "entities":
             return tag_analysis.entities(predictions.ids, predictions.loss, gold, predicted, scores)
         return tag_analysis.tags(predictions.ids, predictions.loss, gold, predicted, scores, self.tags.labels)
+
+    def constant(self, predictions: Predictions) -> tuple[str, Predictions] | None:
+        gold = predictions.arrays["gold"]
+        usual = Counter(chain.from_iterable(gold)).most_common(1)
+        if not usual:
+            return None
+        tag = usual[0][0]
+        return tag, replace(predictions, arrays={"gold": gold, "predicted": [[tag] * len(tags) for tags in gold]})
+
+    def confusion(self, predictions: Predictions) -> tuple[list[str], np.ndarray] | None:
+        """Of tokens, by type of entity (O left out) or by tag."""
+        place = {kind: number for number, kind in enumerate(self.tags.kinds)}
+        counts = np.zeros((len(place), len(place)), dtype=np.int64)
+        sides = (chain.from_iterable(predictions.arrays[side]) for side in ("gold", "predicted"))
+        for pair, count in Counter(zip(*sides, strict=True)).items():
+            kinds = [split_tag(tag)[1] if self.problem == "entities" else tag for tag in pair]
+            if all(kinds):
+                counts[place[kinds[0]], place[kinds[1]]] += count
+        return self.tags.kinds, counts
 
     def published(self, rows: Rows) -> Rows | None:
         """Texts of up to 1,000 rows, evenly taken; tokens are joined by spaces."""

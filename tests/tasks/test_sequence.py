@@ -179,3 +179,28 @@ def test_baselines_are_better_than_nothing_and_stated_with_n(tmp_path, tiny_chec
     assert found["majority"]["test"].metrics["accuracy"].value == max(
         np.mean([label == name for _, label in rows]) for name in ("pos", "neg")
     )
+
+
+def test_the_constant_answer_of_each_problem(single, tmp_path, tiny_checkpoint):
+    def constant(task, gold):
+        found = task.constant(Predictions([], np.zeros(len(gold)), {"gold": gold, "scores": gold}))
+        return found[0], task.score(found[1])
+
+    name, scores = constant(single.task, np.array([1, 1, 0, 2]))
+    assert (name, scores["accuracy"].value) == ("b", 0.5)
+    for folder in ("several", "numbers"):
+        (tmp_path / folder).mkdir()
+    rows = [{"text": "good", "labels": ["x"]}, {"text": "bad", "labels": ["x", "y"]}]
+    several = from_jsonl(tmp_path / "several", tiny_checkpoint, rows, "{text: text, labels: labels}").task
+    name, scores = constant(several, np.array([[1, 0], [1, 1]], dtype=np.uint8))
+    assert (name, scores["accuracy"].value) == ("x", 0.5)
+    rows = [("good", "1.5"), ("bad", "2.5")]
+    numbers = prepared(
+        tmp_path / "numbers",
+        tiny_checkpoint,
+        ("text", "label"),
+        rows,
+        "{text: text, label: label}\n  problem: regression",
+    ).task
+    name, scores = constant(numbers, np.array([1.0, 2.0]))
+    assert (name, scores["mse"].value, scores["pearson"].value) == ("1.5", 0.25, None)

@@ -331,6 +331,27 @@ def test_evaluation_with_labels_that_are_renamed(tmp_path):
     assert evaluated(tmp_path, labels, renamed=renamed).model.labels[1:3] == ["B-PER", "I-PER"]
 
 
+def test_types_under_exchanged_names_are_pointed_out(tmp_path):
+    """Rows tagged by the model itself, and its types under each other's names."""
+    checkpoint = token_material.save(tmp_path / "checkpoint", ENTITIES)
+    path = token_material.write_recipe(tmp_path, checkpoint, rows={"test": token_material.ROWS * 10})
+    finetune.evaluate(load(path, ["train=null"]), str(checkpoint))
+    lines = next((tmp_path / "out" / "evaluations").rglob("test.jsonl")).read_text().splitlines()
+    own = [" ".join(json.loads(line)["prediction"]) for line in lines]
+    rows = [(words, tags) for (words, _), tags in zip(token_material.ROWS * 10, own, strict=True)]
+    kinds = {tag[2:] for _, tags in rows for tag in tags.split()} - {""}
+    assert len(kinds) > 1
+    turned = {"LOC": "ORG", "ORG": "PER", "PER": "LOC"}
+    names = ["O", *(f"{name[:2]}{turned[name[2:]]}" for name in ENTITIES[1:])]
+    exchanged = token_material.save(tmp_path / "exchanged", names)
+    path = token_material.write_recipe(tmp_path, exchanged, rows={"test": rows})
+    record = finetune.evaluate(load(path, ["train=null"]), str(exchanged))
+    assert record.results["test"].metrics["f1"].value < 0.5
+    [warning] = record.warnings
+    flag = dict(pair.split("=") for pair in warning.rpartition("--labels ")[2].split(","))
+    assert all(flag[f"B-{turned[kind]}"] == f"B-{kind}" for kind in kinds)
+
+
 def test_a_sequence_checkpoint_is_refused(tmp_path, tiny_checkpoint):
     import tiny_export
 
