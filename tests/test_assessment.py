@@ -105,11 +105,6 @@ def test_names_decide_whatever_their_order_case_and_prefix(tmp_path, classifier,
     assert accuracy(record) == 1.0
     assert record.model.labels == ["neg", "neu", "pos"]
     assert record.warnings == []
-    turned = [(text, GOLD[(GOLD.index(label) + 1) % 3]) for text, label in rows]  # the data's own order is another
-    assert (
-        accuracy(evaluate(recipe(tmp_path / "b", turned), relabel(classifier, tmp_path / "c", ["neu", "pos", "neg"])))
-        == 1
-    )
 
 
 def test_placeholders_are_refused_with_both_lists_and_a_mapping_to_paste(tmp_path, classifier, rows):
@@ -149,13 +144,12 @@ def test_an_untrained_head_is_below_the_baseline_but_no_exchange_is_found(tmp_pa
 # ---------------------------------------- how it is stored
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_weights_are_read_as_fp32(tmp_path, classifier, rows, dtype):
+def test_half_precision_weights_are_read_as_fp32(tmp_path, classifier, rows):
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    folder = relabel(classifier, tmp_path / dtype, list(GOLD))
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, dtype))
+    folder = relabel(classifier, tmp_path / "half", list(GOLD))
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     record = evaluate(recipe(tmp_path, rows), folder)
     assert accuracy(record) > 0.9
