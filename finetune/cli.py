@@ -215,7 +215,7 @@ def push(
 
 
 @app.command(
-    epilog="Example: `finetune compare runs/full runs/lora`; with several seeds: `finetune compare 'runs/full-*' 'runs/lora-*'`"
+    epilog="Example: `finetune compare runs/full runs/lora`; seeds: `finetune compare 'runs/full-*' 'runs/lora-*'`"
 )
 def compare(
     a: Annotated[
