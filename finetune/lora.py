@@ -6,18 +6,21 @@ Source: Hu et al., arXiv:2106.09685; peft.LoraConfig.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import types
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from finetune.dropout import FastDropout
+from finetune.dropout import keep_mask, quantise
 from finetune.errors import ModelError
 from finetune.recipe import LoraBlock
 from finetune.record import HeadSwap
 
-__all__ = ["add_lora", "save_adapter"]
+__all__ = ["add_lora", "install_cheap_adapters", "save_adapter"]
+
+ADAPTER = "default"  # as PEFT calls the only one
 
 
 def add_lora(model: Any, head_swap: HeadSwap, block: LoraBlock, seed: int) -> Any:
@@ -43,7 +46,6 @@ def add_lora(model: Any, head_swap: HeadSwap, block: LoraBlock, seed: int) -> An
     except ValueError as error:
         raise ModelError(f"model.lora.targets: {' '.join(str(error).split())[:300]}") from error
     _share_again(adapted, shared)
-    _narrow_inputs(adapted)
     trainable = {parameter for parameter in adapted.parameters() if parameter.requires_grad}
     frozen = [
         name
@@ -82,24 +84,36 @@ def _share_again(adapted: Any, shared: dict[str, torch.nn.Parameter]) -> None:
         setattr(adapted.base_model.model.get_submodule(module), attribute, parameter)
 
 
-class _AdapterDropout(FastDropout):
-    """Dropout of an adapter's input, in the type in which autocast will multiply it."""
+def install_cheap_adapters(model: torch.nn.Module) -> Callable[[], None]:
+    """Let LoRA layers on a CPU compute the same in fewer passes over wide tensors; return the function that undoes it.
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name of the parent's parameter
-        device = input.device.type
-        narrow = torch.is_autocast_enabled(device)
-        return super().forward(input.to(torch.get_autocast_dtype(device)) if narrow else input)
+    The factor alpha / r and the scale of dropout are applied where the product is r wide, and the sum with the layer
+    beside it is made by the last matrix product.
+    """
+    from peft.tuners.lora.layer import Linear
+
+    changed = [part for part in model.modules() if type(part) is Linear and not part.lora_variant]
+    for part in changed:
+        part.forward = types.MethodType(_adapted, part)
+
+    def undo() -> None:
+        for part in changed:
+            del part.forward
+
+    return undo
 
 
-def _narrow_inputs(adapted: Any) -> None:
-    """Let adapters read their inputs as the layer beside them does: PEFT widens each to fp32 before its dropout."""
-    for module in list(adapted.modules()):
-        if not hasattr(module, "lora_dropout"):
-            continue
-        module.cast_input_dtype_enabled = False
-        for part in module.lora_dropout.values():
-            if type(part) is torch.nn.Dropout:
-                part.__class__ = _AdapterDropout
+def _adapted(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """W x + (alpha / r) B A dropout(x), for x (..., in) to (..., out). Source: peft.tuners.lora.layer.Linear."""
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))  # once, for both products
+    result = self.base_layer(x)
+    p = getattr(self.lora_dropout[ADAPTER], "p", 0.0) if self.training else 0.0
+    threshold, scale = quantise(p)
+    kept = x * keep_mask(x.shape, threshold, x.dtype) if threshold else x
+    low = self.lora_A[ADAPTER](kept) * (self.scaling[ADAPTER] * scale)
+    total = torch.addmm(result.flatten(0, -2), low.flatten(0, -2), self.lora_B[ADAPTER].weight.t())
+    return total.view(result.shape)
 
 
 def _targets(model: Any, block: LoraBlock, new_modules: list[str]) -> list[str]:

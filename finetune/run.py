@@ -285,6 +285,8 @@ def _make_cheaper(net: Any, *, on_cpu: bool) -> Callable[[], None]:
     if on_cpu:
         hardware.keep_heap()
         restore.callback(attention.install(net))
+        if hasattr(net, "peft_config"):
+            restore.callback(lora.install_cheap_adapters(net))
     return restore.close
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune import lora, model, preparation, pretrained
+from finetune.dropout import install_dropout
 from finetune.errors import ModelError
 from finetune.events import Events
 from finetune.pretrained import Checkpoint
@@ -216,22 +217,32 @@ def test_merged_export_equals_base_with_adapter(tmp_path, tiny_checkpoint):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_adapters_read_their_inputs_in_the_type_of_autocast_and_else_as_they_come(dropout, tmp_path, tiny_checkpoint):
+def test_cheap_adapters_compute_what_peft_does_and_are_undone(dropout, tmp_path, tiny_checkpoint):
     found = loaded(prepared(tmp_path, tiny_checkpoint))
     adapted = lora.add_lora(found.model, found.head_swap, LoraBlock(r=2, dropout=dropout), seed=0).train()
-    seen = []
-    inputs = {"input_ids": torch.arange(4, 12).view(2, 4)}
-    for name, part in adapted.named_modules():
-        if ".lora_A." in name:
-            part.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
-    adapted(**inputs).logits.sum().backward()
-    assert set(seen) == {torch.float32}
-    seen.clear()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        adapted(**inputs).logits.float().sum().backward()
-    narrow = seen.count(torch.bfloat16)
-    assert (narrow == len(seen)) if dropout else (narrow > 0)  # without dropout autocast casts what is wide
-    assert all(p.grad.dtype == torch.float32 for p in adapted.parameters() if p.grad is not None)
+    install_dropout(adapted)  # the same masks on both ways
+    with torch.no_grad():
+        for value in adapted.parameters():
+            if value.requires_grad:
+                value.copy_(torch.randn(value.shape) * 0.3)
+
+    def outcome(dtype=None):
+        adapted.zero_grad()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
+            logits = adapted(input_ids=torch.arange(4, 12).view(2, 4)).logits
+        logits.float().square().sum().backward()
+        return [logits.detach().float(), *(p.grad.clone() for p in adapted.parameters() if p.grad is not None)]
+
+    expected = outcome()
+    undo = lora.install_cheap_adapters(adapted)
+    for ours, theirs in zip(outcome(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    narrow = outcome(torch.bfloat16)
+    assert not torch.equal(narrow[0], expected[0])
+    torch.testing.assert_close(narrow[0], expected[0], rtol=0.1, atol=0.1)
+    undo()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(outcome(), expected, strict=True))
 
 
 def test_lora_targets_that_name_nothing_are_refused(tmp_path, tiny_checkpoint):
