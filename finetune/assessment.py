@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from finetune import (
     adapter,
     audit,
+    behaviour,
     data,
     efficiency,
     evaluation,
@@ -27,6 +28,7 @@ from finetune import (
     session,
     tasks,
 )
+from finetune.analysis.directional import pairs_of
 from finetune.carbon import Carbon
 from finetune.errors import DataError
 from finetune.events import Events
@@ -69,12 +71,14 @@ def evaluate(
     task = _task(recipe, task_class, loaded, splits, labels or {}, checkpoint)
     task.max_length = pretrained.longest_input(loaded.model.config, loaded.tokenizer, recipe.data.max_length)
     task.fit_to(loaded.model.config, loaded.tokenizer)
+    pairs_of(recipe, rows, task.labels)  # a bad file is found before the model runs
     features = preparation.encode({name: rows}, task, loaded.tokenizer, events)[name]
     accelerator = session.build_accelerator("fp32")
     torch.set_num_threads(hardware.threads_for(accelerator.num_processes))
     meter = Carbon(recipe.carbon.country if recipe.carbon else None, enabled=bool(accelerator.is_local_main_process))
     with meter.phase("evaluate"):
         predictions, seconds = _predict(accelerator, loaded, task, features, rows, events)
+        tried = behaviour.trials(recipe, rows, accelerator, loaded.model, task, loaded.tokenizer, events)
     record = _record(recipe, checkpoint, accelerator)
     record.started = started
     record.model, record.data = _facts(loaded, found, task, rows), {name: preparation.facts(rows, features)}
@@ -82,7 +86,9 @@ def evaluate(
     if predictions is None:
         return record
     record.results = {name: evaluation.score_split(task, predictions, recipe.evaluate.metrics)}
-    record.analysis = {name: evaluation.analyse_split(task, predictions, features, rows)}
+    analysis = evaluation.analyse_split(task, predictions, features, rows)
+    analysis.behaviour = behaviour.checks(task, predictions, tried)
+    record.analysis = {name: analysis}
     record.baselines = _baselines(task, predictions, rows)
     record.warnings = _warnings(record, task, predictions, own, labels or {})
     record.efficiency = _efficiency(record, loaded, found, task, rows, len(rows) / seconds, accelerator.device)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from finetune import carbon, card, evaluation, hardware, loop, model, publish
+from finetune import behaviour, carbon, card, evaluation, hardware, loop, model, publish
 from finetune.carbon import Carbon
 from finetune.checkpoint import storage_errors
 from finetune.errors import RecipeError
@@ -23,6 +23,7 @@ from finetune.preparation import Prepared, encode_now
 from finetune.pretrained import Checkpoint
 from finetune.recipe import Recipe
 from finetune.record import Best, Export, RunRecord, Training, write_atomic
+from finetune.session import agree_on
 from finetune.tasks.base import Predictions
 from finetune.tracking import Tracking
 
@@ -44,11 +45,14 @@ def conclude(job: Job, ready: Prepared, fit: loop.Fit, meter: Carbon, tracking: 
     with meter.phase("evaluate"):
         net = model.load_for_evaluation(Checkpoint("export", folder.export), type(ready.task)).model
         net.to(fit.accelerator.device)
+        if job.recipe.evaluate.calibrate:
+            _calibrate(job, ready, fit, net)
         found = _predictions(job, ready, fit, net)
+        tried = _trials(job, ready, fit, net)
     emissions = carbon.combine(gather_object([meter.close() if meter.enabled else None]))
     if not job.main:
         return
-    _results(job, ready, found)
+    _results(job, ready, found, tried)
     model.write_config(net.config, ready.task, folder.export)
     _write_cases(job, ready, fit, net)
     record.emissions = emissions
@@ -119,25 +123,52 @@ def _export(job: Job, ready: Prepared, fit: loop.Fit) -> None:
         temporary.rename(job.folder.export)
 
 
+def _calibrate(job: Job, ready: Prepared, fit: loop.Fit, net: Any) -> None:
+    """Fit the temperature on validation, and write the export with a head that divides its logits by it."""
+    predictions = _predict(job, ready, fit, net, "validation")
+    if predictions is not None:
+        ready.task.tune(predictions)
+    temperature = agree_on(ready.task.temperature, job.state)
+    if temperature is None or temperature.value is None:
+        job.events.message("evaluate.calibrate: no temperature fits the validation rows better than another")
+        return
+    model.divide_logits(net, ready.task, temperature.value)
+    ready.task.applied_temperature = temperature
+    if job.main:
+        with storage_errors("writing export/"):
+            model.write_weights(net, job.folder.export)
+
+
 def _predictions(job: Job, ready: Prepared, fit: loop.Fit, net: Any) -> dict[str, Predictions | None]:
     """Predictions of the exported fp32 weights for every split but train."""
-    names = [name for name in ready.splits if name != "train"]
-    return {
-        name: evaluation.predict_split(
-            fit.accelerator,
-            net,
-            ready.task,
-            ready.tokenizer,
-            ready.features[name],
-            ready.splits[name],
-            job.events,
-            as_published=True,
-        )
-        for name in names
-    }
+    return {name: _predict(job, ready, fit, net, name) for name in ready.splits if name != "train"}
 
 
-def _results(job: Job, ready: Prepared, found: dict[str, Predictions | None]) -> None:
+def _predict(job: Job, ready: Prepared, fit: loop.Fit, net: Any, name: str) -> Predictions | None:
+    return evaluation.predict_split(
+        fit.accelerator,
+        net,
+        ready.task,
+        ready.tokenizer,
+        ready.features[name],
+        ready.splits[name],
+        job.events,
+        as_published=True,
+    )
+
+
+def _trials(job: Job, ready: Prepared, fit: loop.Fit, net: Any) -> dict[str, list[behaviour.Trial]]:
+    """The behaviour checks that the recipe asks for, on the test split, or on validation where there is none."""
+    split = next((name for name in ("test", "validation") if name in ready.splits), None)
+    if split is None:
+        return {}
+    rows = ready.splits[split]
+    return {split: behaviour.trials(job.recipe, rows, fit.accelerator, net, ready.task, ready.tokenizer, job.events)}
+
+
+def _results(
+    job: Job, ready: Prepared, found: dict[str, Predictions | None], tried: dict[str, list[behaviour.Trial]]
+) -> None:
     """Tune on validation, score every split, write the predictions."""
     tuned = found.get("validation")
     if tuned is not None:
@@ -146,12 +177,12 @@ def _results(job: Job, ready: Prepared, found: dict[str, Predictions | None]) ->
     for name, predictions in found.items():
         assert predictions is not None
         job.record.results[name] = evaluation.score_split(ready.task, predictions, job.recipe.evaluate.metrics)
-        job.record.analysis[name] = evaluation.analyse_split(
-            ready.task, predictions, ready.features[name], ready.splits[name]
-        )
+        analysis = evaluation.analyse_split(ready.task, predictions, ready.features[name], ready.splits[name])
+        analysis.behaviour = behaviour.checks(ready.task, predictions, tried.get(name, []))
+        job.record.analysis[name] = analysis
         records = ready.task.records(predictions)
         job.folder.write_lines(job.folder.predictions / f"{name}.jsonl", records)
-        hard += evaluation.hard_rows(job.record.analysis[name], records, ready.splits[name])
+        hard += evaluation.hard_rows(analysis, records, ready.splits[name])
     job.folder.write_lines(job.folder.hard_rows, hard)
     job.record.baselines = ready.task.baselines(ready.splits)
     assert job.record.model is not None

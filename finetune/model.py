@@ -25,11 +25,13 @@ from finetune.tasks.base import Task, refuse_placeholder_names
 __all__ = [
     "Loaded",
     "describe_files",
+    "divide_logits",
     "export",
     "load_for_evaluation",
     "load_for_training",
     "quiet_transformers",
     "write_config",
+    "write_weights",
 ]
 
 LOADING = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
@@ -217,7 +219,7 @@ def _check_kept_head(config: Any, task: Task, checkpoint: Checkpoint) -> None:
 
 def _forget_origin(config: Any) -> None:
     """Drop what a checkpoint's config would carry on into ours: code hooks, pipelines, calibration, place on disk."""
-    for key in ("auto_map", "calibration_temperature", "custom_pipelines", "task_specific_params"):
+    for key in ("auto_map", "calibration_temperature", "custom_pipelines", "task_specific_params", "thresholds"):
         if hasattr(config, key):
             delattr(config, key)
     config._name_or_path = ""
@@ -265,8 +267,42 @@ def export(model: Any, tokenizer: Any, task: Task, folder: Path, *, base: str | 
     )
     _clean_json(folder / "config.json", drop=("_name_or_path",))
     task.export(folder)
+    _open_to_all(folder)
+
+
+def _open_to_all(folder: Path) -> None:
+    """safetensors writes files that only their owner can read."""
     for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that only their owner can read
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def divide_logits(model: Any, task: Task, temperature: float) -> None:
+    """Divide weights and bias of the head's last linear layer, and so its logits, by a temperature.
+
+    Raises ModelError where the head has not exactly one linear layer with an output for each label.
+    """
+    last = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module.out_features == len(task.labels)
+        if not task.in_backbone(model, f"{name}.weight")
+    ]
+    if len(last) != 1:
+        raise ModelError(
+            f"evaluate.calibrate: the head of {type(model).__name__} has {len(last)} linear layers with"
+            f" {len(task.labels)} outputs, expected one; leave evaluate.calibrate out"
+        )
+    with torch.no_grad():
+        for parameter in last[0].parameters():
+            parameter.div_(temperature)
+
+
+def write_weights(model: Any, folder: Path) -> None:
+    """Write the weights of an exported model again."""
+    with quiet_transformers():
+        model.save_pretrained(folder)
+    _clean_json(folder / "config.json", drop=("_name_or_path",))
+    _open_to_all(folder)
 
 
 def write_config(config: Any, task: Task, folder: Path) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune import audit, data, metrics, pretrained, tasks
+from finetune.analysis.directional import pairs_of
+from finetune.errors import RecipeError
 from finetune.events import Events
 from finetune.features import Features, in_memory
 from finetune.recipe import Recipe
@@ -46,6 +48,9 @@ def prepare(recipe: Recipe, events: Events) -> Prepared:
         metrics.check_names([name for name in wanted if name != "loss"], task.metric_kind)
     task.max_length = pretrained.longest_input(config, tokenizer, recipe.data.max_length)
     task.fit_to(config, tokenizer)
+    if recipe.evaluate.calibrate and "validation" not in findings.splits:
+        raise RecipeError("evaluate.calibrate: needs validation rows; add data.splits.validation, such as 0.1")
+    pairs_of(recipe, next(iter(findings.splits.values())), task.labels)  # a bad file is found before training
     features = encode(findings.splits, task, tokenizer, events)
     notes = [*findings.notes, *task.survey(findings.splits, features, tokenizer)]
     surveyed = audit.survey(

@@ -19,6 +19,7 @@ __all__ = ["show_comparison", "show_evaluations", "show_run"]
 
 SHOWN_FIRST = ("test", "validation", "train")
 SHOWN_IDS = 10
+MEASURES = {"share": "other prediction", "mean_difference": "mean difference", "failed": "failed"}
 WIDE_SCALE = frozenset({"rouge1", "rouge2", "rougeL", "bleu", "chrf"})  # 0 to 100
 
 
@@ -53,7 +54,7 @@ def show_run(record: RunRecord) -> None:
         table.add_row(*(Text(cell) for cell in cells))
     console = _console()
     console.print(table)
-    for line in _costs(record):
+    for line in (*_weaknesses(record), *_costs(record)):
         console.print(Text(line))
 
 
@@ -67,6 +68,21 @@ def _result_rows(record: RunRecord) -> Iterator[list[str]]:
                 for other in others
             ]
             yield [split, name, _score(name, metric), *beside, str(results.n)]
+
+
+def _weaknesses(record: RunRecord) -> Iterator[str]:
+    """Calibration and behaviour on the first split that was analysed."""
+    split = next((name for name in _splits(record) if name in record.analysis), None)
+    if split is None:
+        return
+    found = record.analysis[split]
+    if found.calibration is not None:
+        after = found.calibration.ece_after
+        mended = f"; {_score('ece', after)} after a temperature fitted on validation" if after is not None else ""
+        yield f"calibration error on {split}: {_score('ece', found.calibration.ece)}{mended}"
+    for check in found.behaviour:
+        measured = f"{MEASURES[check.measure]} {_score('share', check.changed)}, {check.n} cases"
+        yield f"check {check.name}: {measured if check.n else 'no row to change'}"
 
 
 def _costs(record: RunRecord) -> Iterator[str]:
@@ -98,6 +114,9 @@ def show_evaluations(records: list[RunRecord]) -> None:
         table.add_row(*(Text(cell) for cell in (checkpoint, split, *cells, *(f"{count:,}" for count in counts))))
     console = _console()
     console.print(table)
+    for checkpoint, record, _ in _evaluations(records):
+        for line in _weaknesses(record):
+            console.print(Text(f"{checkpoint}: {line}" if len(records) > 1 else line))
     _show_efficiency(console, records)
     for checkpoint, record, _ in _evaluations(records):
         for warning in record.warnings:

@@ -27,7 +27,7 @@ events signals fresh logins store rows
 features
 bootstrap scoring scoring.names scoring.labels scoring.tags scoring.texts scoring.formulas scoring.modules metrics
 analysis.calibration analysis.hard_rows analysis.slices analysis.labels analysis.tags
-analysis.texts analysis
+analysis.texts analysis.thresholds analysis.perturb analysis.directional analysis
 inference inference.question_answering inference.text_to_text
 tasks.base
 tasks.sequence
@@ -50,7 +50,7 @@ report.blocks report.curves report.drawing report.charts report.results report.r
 report.auditing report.making report.page
 report.pictures report
 publish.stranger publish.verification publish.allowlist publish.courier publish
-folder hardware evaluation preparation session job callbacks finish services run
+folder hardware evaluation preparation behaviour session job callbacks finish services run
 efficiency mislabelling assessment checking prediction
 comparison.predictions comparison.measures comparison
 shipped tables console cli

@@ -79,6 +79,19 @@ def test_predictions_hold_every_row_once_with_its_gold_label(finished):
     assert share == pytest.approx(record.results["test"].metrics["accuracy"].value)
 
 
+def test_it_says_where_it_fails_and_stores_the_temperature(finished):
+    folder, record, _ = finished
+    assert set(record.analysis) == {"validation", "test"}
+    found = record.analysis["test"]
+    assert sum(map(sum, found.confusion.counts)) == found.calibration.n == 20
+    assert {one.by for one in found.slices} == {"label", "length"}
+    assert found.behaviour == []
+    temperature = found.calibration.temperature
+    config = json.loads((folder / "export" / "config.json").read_text())
+    assert config.get("calibration_temperature") == (None if temperature is None else round(temperature.value, 4))
+    assert "## Where it fails" in (folder / "export" / "README.md").read_text()
+
+
 def test_it_learned_and_says_what_it_reused(finished):
     _, record, messages = finished
     assert record.results["test"].metrics["accuracy"].value > 0.7

@@ -133,7 +133,7 @@ def public_recipe(recipe: Recipe) -> str:
 
 def _public(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _public(item) for key, item in value.items() if item not in (None, {})}
+        return {key: _public(item) for key, item in value.items() if item not in (None, {}, [])}
     if isinstance(value, list):
         return [_public(item) for item in value]
     return _last(value) if isinstance(value, str) and _is_place(value) else value

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from finetune.analysis.perturb import LIMITS
 from finetune.card.figures import count, interval, score
 from finetune.card.markdown import bullets, code, table, text
 from finetune.card.metadata import splits
 from finetune.card.public_names import metric_name
-from finetune.record import Analysis, RunRecord
+from finetune.record import Analysis, Interval, RunRecord
 from finetune.record.analysis import Calibration, Check, Confusion, Slice
 from finetune.scoring.names import LOWER_IS_BETTER
 
 __all__ = ["shown_analysis", "weaknesses"]
 
 GROUPS = 3  # shown of each kind
+MEASURES = {
+    "share": "share with another prediction",
+    "mean_difference": "mean difference",
+    "failed": "share of pairs that fail",
+}
+BIAS = (
+    "Names and words of gender are a probe, no proof: a model that passes may treat people unequally in ways that these"
+    " short lists do not touch."
+)
 UNITS = {"length": "length in tokens"}
 FEW = 2  # a table of fewer groups says nothing
 
@@ -48,14 +58,19 @@ def _calibration(found: Calibration | None) -> Iterator[str]:
     temperature = found.temperature
     if temperature is None or temperature.value is None or found.ece_after is None:
         return
-    way = "too sure" if temperature.value > 1 else "not sure enough"
-    sure = temperature.low is not None and temperature.high is not None and temperature.low <= 1 <= temperature.high
-    lean = "no temperature is clearly better than 1" if sure else f"scores are {way}"
     yield (
-        f"On validation {lean}: dividing the logits by {interval('temperature', temperature)} fits best (stored as"
-        " `calibration_temperature` in config.json; the pipeline does not apply it). With it the calibration error is"
-        f" {interval('ece', found.ece_after)}; the predicted labels stay the same."
+        f"On validation {_lean(temperature)}: dividing the logits by {interval('temperature', temperature)} fits"
+        " best (stored as `calibration_temperature` in config.json; the pipeline does not apply it). With it the"
+        f" calibration error is {interval('ece', found.ece_after)}; the predicted labels stay the same."
     )
+
+
+def _lean(temperature: Interval) -> str:
+    """What a temperature says of the scores as they are."""
+    assert temperature.value is not None
+    if temperature.low is not None and temperature.high is not None and temperature.low <= 1 <= temperature.high:
+        return "no temperature is clearly better than 1"
+    return "scores are too sure" if temperature.value > 1 else "scores are not sure enough"
 
 
 def _confused(found: Confusion | None) -> Iterator[str]:
@@ -123,6 +138,22 @@ def _figures(one: Slice) -> list[str]:
 def _behaviour(checks: list[Check]) -> str:
     if not checks:
         return ""
-    rows = [[text(one.name), count(one.n), interval("share", one.changed)] for one in checks]
-    listed = table(["Change", "Rows", "Share of rows with another prediction"], rows, right=[1, 2])
-    return f"Changes of the text that should not matter:\n\n{listed}"
+    rows = [
+        [
+            text(one.name),
+            LIMITS.get(one.name, "pairs of texts of the author's own, with what was expected of them"),
+            count(one.n),
+            MEASURES[one.measure],
+            _share(one),
+        ]
+        for one in checks
+    ]
+    listed = table(["Check", "Change", "Cases", "Measured", "Value"], rows, right=[2, 4])
+    said = "Behaviour checks: small changes of the text that should not change what the model says."
+    return (
+        f"{said}\n\n{listed}\n\n{BIAS}" if {one.name for one in checks} & {"names", "gender"} else f"{said}\n\n{listed}"
+    )
+
+
+def _share(one: Check) -> str:
+    return interval("share", one.changed) if one.n else "–"

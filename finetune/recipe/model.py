@@ -28,8 +28,8 @@ __all__ = [
 WINDOWED = ("token", "span")
 GENERATIVE = ("seq2seq",)
 HARMLESS = (
-    *("output", "audit", "track", "carbon", "card", "hub", "evaluate.metrics", "evaluate.slices"),
-    *("train.save_every", "train.keep_last"),
+    *("output", "audit", "track", "carbon", "card", "hub", "evaluate.metrics", "evaluate.slices", "evaluate.checks"),
+    *("evaluate.directional", "train.save_every", "train.keep_last"),
 )
 
 
@@ -80,6 +80,27 @@ class EvaluateBlock(Block):
         default_factory=list
     )
     """Columns of the data whose values are scored apart. Labels, types and length (in tokens) always are."""
+    calibrate: Switch = False
+    """Fit a temperature on validation and divide the exported head's last weights by it: scores become better
+    probabilities, and the order of the labels stays. Off: the temperature is only reported."""
+    checks: Annotated[
+        Literal["all"]
+        | Annotated[
+            list[
+                Annotated[
+                    Literal["typos", "casing", "punctuation", "names", "gender"],
+                    Expect("typos, casing, punctuation, names or gender"),
+                ]
+            ],
+            Field(min_length=1),
+        ]
+        | None,
+        Expect("all, or a list of typos, casing, punctuation, names and gender"),
+    ] = None
+    """Changes of up to 500 rows each that should not change the prediction, tried after training; null: none."""
+    directional: Text | None = None
+    """A file of your own checks (.jsonl), one pair a line: before, after (role: text), expect (higher, lower, same or
+    different), label (whose score), name. Counted from the recipe's folder."""
     generation: Annotated[GenerationBlock | None, Expect("a block of keys, such as {num_beams: 4}")] = None
     """seq2seq: how outputs are generated."""
 
@@ -210,7 +231,10 @@ class Recipe(Block):
         if self.model.decoder not in (None, "same"):
             places["decoder"] = self._rebased(str(self.model.decoder), folder)
         model = self.model.model_copy(update=places)
-        moved = self.model_copy(update={"data": self.data.model_copy(update={"path": paths}), "model": model})
+        own = self.evaluate.directional
+        evaluate = self.evaluate.model_copy(update={"directional": own and self._rebased(own, folder)})
+        data_block = self.data.model_copy(update={"path": paths})
+        moved = self.model_copy(update={"data": data_block, "model": model, "evaluate": evaluate})
         moved._source = folder / "recipe.yaml"
         return moved
 

@@ -65,11 +65,15 @@ def _without_effect(recipe: Recipe) -> Iterator[Finding]:
         if recipe.train.label_smoothing:
             text = f"has no effect on {problem} labels, only on single ones; remove it"
             yield Finding("train.label_smoothing", text, reads)
+        if problem == "regression" and recipe.evaluate.calibrate:
+            yield Finding(
+                "evaluate.calibrate", "has no effect on regression: there are no probabilities; remove it", reads
+            )
         if problem == "regression" and recipe.train.class_weights != "none":
             yield Finding("train.class_weights", "has no effect on regression: there are no classes; remove it", reads)
     if recipe.train is None:
-        for key in ("evaluate.select_on", "evaluate.patience"):
-            if _get(recipe, key) is not None:
+        for key in ("evaluate.select_on", "evaluate.patience", "evaluate.calibrate"):
+            if _get(recipe, key):
                 yield Finding(key, "has no effect without a train block; remove it", ("train",))
 
 
@@ -274,8 +278,8 @@ def _evaluation(recipe: Recipe) -> Iterator[Finding]:
         elif name in (evaluate.metrics or [])[:number]:
             yield Finding(f"evaluate.metrics.{number}", f"{name} is given twice; keep one")
     if recipe.train is not None and "validation" not in recipe.data.splits:
-        for key in ("select_on", "patience"):
-            if getattr(evaluate, key) is not None:
+        for key in ("select_on", "patience", "calibrate"):
+            if getattr(evaluate, key):
                 text = "needs validation rows; add data.splits.validation, such as 0.1"
                 yield Finding(f"evaluate.{key}", text, ("data.splits",))
 

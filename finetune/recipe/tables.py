@@ -46,6 +46,8 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "data.languages": ("seq2seq",),
     "data.max_target_length": ("seq2seq",),
     "evaluate.generation": ("seq2seq",),
+    "evaluate.calibrate": ("sequence",),
+    "evaluate.directional": ("sequence",),
     "data.stride": ("token", "span"),
     "data.tag_pieces": ("token",),
     "data.problem": ("sequence",),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from finetune.record.parts import Interval, Part
 
-__all__ = ["Analysis", "Bin", "Calibration", "Check", "Confusion", "Example", "Slice", "Suspect", "WorstRow"]
+__all__ = ["Analysis", "Bin", "Calibration", "Check", "Confusion", "Example", "Measure", "Slice", "Suspect", "WorstRow"]
+
+Measure = Literal["share", "mean_difference", "failed"]
 
 
 class Bin(Part):
@@ -27,6 +31,7 @@ class Calibration(Part):
     ece: Interval  # expected calibration error
     brier: Interval  # 0 to 1
     bins: list[Bin] = Field(default_factory=list)
+    applied: Interval | None = None  # the temperature that is in the exported weights already
     temperature: Interval | None = None  # logits divided by it are best calibrated on validation; None: not fitted
     ece_after: Interval | None = None  # with logits divided by the temperature
     brier_after: Interval | None = None
@@ -79,11 +84,16 @@ class Example(Part):
 
 
 class Check(Part):
-    """A change of the text that should not change the prediction, or that should change it in a stated direction."""
+    """A change of the text that should not change the prediction, or a change with a stated effect.
+
+    changed: the share of rows with another prediction; where predictions are numbers, their mean absolute difference;
+    of a check of the user's own, the share of pairs that failed it.
+    """
 
     name: str
-    n: int  # rows in which there was something to change
-    changed: Interval  # share of them with another prediction; of a directional check: with the wrong one
+    n: int  # rows in which there was something to change, or pairs
+    measure: Measure = "share"
+    changed: Interval
     examples: list[Example] = Field(default_factory=list)
 
 

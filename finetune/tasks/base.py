@@ -76,6 +76,8 @@ class Task(ABC):
     labels: list[str]
     max_length: int
     problem: str | None = None
+    temperature: Interval | None = None  # by which logits are best divided, fitted on validation
+    applied_temperature: Interval | None = None  # by which those of the exported head are divided
     metric_kind: Kind | None = None  # which table of `finetune.scoring.names` holds the task's metrics
     labels_must_match: bool = True  # a checkpoint's label names against those of the data, when only evaluating
     renews_head: ClassVar[bool] = True  # the head that a checkpoint comes with was trained for something else

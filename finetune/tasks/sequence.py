@@ -15,6 +15,7 @@ from finetune import metrics
 from finetune.analysis import labels as label_analysis
 from finetune.analysis.calibration import fit_temperature
 from finetune.analysis.slices import RowScores
+from finetune.analysis.thresholds import ENOUGH, fit_thresholds
 from finetune.errors import DataError, RecipeError
 from finetune.features import Features
 from finetune.record import Analysis, Interval, SplitResults
@@ -57,8 +58,7 @@ class SequenceTask(Task):
         self.pair = pair
         self.weights = weights  # float32 (K,): of classes for single, of positive rows for multi
         self.labels_must_match = problem != "regression"
-        self.threshold = 0.5  # multi: a label is predicted where its probability reaches this
-        self.temperature: Interval | None = None  # single and multi: fitted on validation, stored, never applied
+        self.thresholds = np.full(len(labels), 0.5)  # multi: a label is predicted where its probability reaches its own
         self.max_length = recipe.data.max_length
         self.smoothing = recipe.train.label_smoothing if recipe.train is not None else 0.0
         self.names = {name: number for number, name in enumerate(labels)}
@@ -179,7 +179,7 @@ class SequenceTask(Task):
             names = [[self.labels[number] for number in numbers] for numbers in (gold, scores.argmax(axis=1))]
             columns = [*names, scores.max(axis=1).tolist()]
         else:
-            chosen = [[self._chosen(row) for row in matrix] for matrix in (gold, scores >= self.threshold)]
+            chosen = [[self._chosen(row) for row in matrix] for matrix in (gold, scores >= self.thresholds)]
             columns = [*chosen, [dict(zip(self.labels, row, strict=True)) for row in scores.round(6).tolist()]]
         keys = ("id", "gold", "prediction", "score", "loss")
         lines = zip(predictions.ids, *columns, predictions.loss.tolist(), strict=True)
@@ -199,7 +199,7 @@ class SequenceTask(Task):
         if self.problem == "regression":
             return metrics.regression(names, gold, scores)
         if self.problem == "multi":
-            return metrics.sequence_multi(names, gold, scores >= self.threshold, scores)
+            return metrics.sequence_multi(names, gold, scores >= self.thresholds, scores)
         return metrics.sequence_single(names, gold, scores.argmax(axis=1), scores)
 
     def examine(self, predictions: Predictions, rows: Rows) -> tuple[Analysis, RowScores]:
@@ -208,21 +208,24 @@ class SequenceTask(Task):
         gold, logits, scores = arrays["gold"], arrays["logits"], arrays["scores"]
         if self.problem == "regression":
             return label_analysis.numbers(ids, loss, gold, scores)
+        temperature = self.temperature if self.applied_temperature is None else None
         if self.problem == "single":
-            return label_analysis.single(ids, loss, gold, logits, self.labels, self.temperature)
-        chosen = scores >= self.threshold
-        return label_analysis.multi(ids, loss, gold, logits, chosen, self.labels, self.temperature)
+            found = label_analysis.single(ids, loss, gold, logits, self.labels, temperature)
+        else:
+            chosen = scores >= self.thresholds
+            found = label_analysis.multi(ids, loss, gold, logits, chosen, self.labels, temperature)
+        if found[0].calibration is not None:
+            found[0].calibration.applied = self.applied_temperature
+        return found
 
     def tune(self, predictions: Predictions) -> None:
-        """Fit the temperature; for several labels the threshold, too: of 0.05, 0.06, … that of the best macro F1."""
+        """Fit the temperature, and for several labels their thresholds."""
         if self.problem == "regression":
             return
-        self.temperature = fit_temperature(predictions.arrays["logits"], predictions.arrays["gold"])
-        if self.problem == "single":
-            return
-        gold, scores = predictions.arrays["gold"].astype(bool), predictions.arrays["scores"]
-        grid = np.arange(5, 96) / 100
-        self.threshold = float(max(grid, key=lambda value: (_macro_f1(gold, scores >= value), -abs(value - 0.5))))
+        arrays = predictions.arrays
+        self.temperature = fit_temperature(arrays["logits"], arrays["gold"])
+        if self.problem == "multi":
+            self.thresholds = fit_thresholds(arrays["gold"], arrays["scores"])
 
     def constant(self, predictions: Predictions) -> tuple[str, Predictions] | None:
         gold = predictions.arrays["gold"]
@@ -280,8 +283,8 @@ class SequenceTask(Task):
         words = {"single": "single_label_classification", "multi": "multi_label_classification"}
         config.problem_type = words.get(self.problem, "regression")
         if self.problem == "multi":
-            config.threshold = self.threshold
-        if self.temperature is not None and self.temperature.value is not None:
+            config.thresholds = self.thresholds.tolist()  # in the order of id2label
+        if self.temperature is not None and self.temperature.value is not None and self.applied_temperature is None:
             config.calibration_temperature = round(self.temperature.value, 4)
 
     def cases(self, rows: Rows, predictions: Predictions) -> list[Case]:
@@ -310,7 +313,7 @@ class SequenceTask(Task):
         )
 
     def adopt(self, config: Any) -> None:
-        self.threshold = float(getattr(config, "threshold", self.threshold))
+        self.thresholds = np.array(getattr(config, "thresholds", None) or self.thresholds)
         stored = getattr(config, "calibration_temperature", None)
         self.temperature = None if stored is None else Interval(value=float(stored))
 
@@ -335,19 +338,27 @@ class SequenceTask(Task):
         outputs = pipe(inputs, truncation=True, top_k=None, batch_size=batch_size)
         if config.problem_type != "multi_label_classification":
             return [ranked[0] for ranked in outputs]
-        threshold = float(getattr(config, "threshold", 0.5))
-        return [[item for item in ranked if item["score"] >= threshold] for ranked in outputs]
+        thresholds = getattr(config, "thresholds", None) or [0.5] * config.num_labels
+        least = {config.id2label[number]: threshold for number, threshold in enumerate(thresholds)}
+        return [[item for item in ranked if item["score"] >= least[item["label"]]] for ranked in outputs]
 
     def notes(self) -> list[str]:
-        if self.problem == "multi":
-            return [
-                f"A label applies where its score is at least {self.threshold:.2f}; this threshold was chosen on the"
-                " validation split and is stored as `threshold` in config.json. The pipeline returns all scores with"
-                " `top_k=None` and does not apply it."
-            ]
         if self.problem == "regression":
             return ["The score is the predicted number itself, on the scale of the training data."]
-        return []
+        said = []
+        if self.problem == "multi":
+            said.append(
+                f"A label applies where its score reaches its own threshold ({self.thresholds.min():.2f} to"
+                f" {self.thresholds.max():.2f}); these were chosen on the validation split, one for all labels of fewer"
+                f" than {ENOUGH} rows there, and are stored as `thresholds` in config.json, in the order of the labels."
+                " The pipeline returns all scores with `top_k=None` and applies no threshold; `finetune predict` does."
+            )
+        if self.applied_temperature is not None:
+            said.append(
+                f"After training the logits were divided by {self.applied_temperature.value:.3f}, a temperature fitted"
+                " on the validation split, by scaling the head's last layer (not that of an adapter beside it)."
+            )
+        return said
 
 
 def _infer_problem(rows: Rows) -> Literal["single", "multi", "regression"]:
@@ -393,11 +404,6 @@ def _weights(setting: Any, task: SequenceTask, rows: Rows) -> np.ndarray | None:
         return (len(rows) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
     counts = task._gold({"labels": rows.column("labels")}).sum(axis=0, dtype=np.int64)
     return np.asarray((len(rows) - counts) / np.maximum(counts, 1), dtype=np.float32)
-
-
-def _macro_f1(gold: np.ndarray, chosen: np.ndarray) -> float:
-    both, one = (gold & chosen).sum(axis=0), gold.sum(axis=0) + chosen.sum(axis=0)
-    return float(np.mean(np.where(one > 0, 2 * both / np.maximum(one, 1), 0.0)))
 
 
 def _bag_of_words(texts: list[str], gold: np.ndarray, others: dict[str, list[str]]) -> dict[str, np.ndarray]:

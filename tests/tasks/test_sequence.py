@@ -123,11 +123,12 @@ def test_multi_label_loss_records_and_threshold(tmp_path, tiny_checkpoint):
     arrays = {"gold": batch.targets["gold"].numpy(), "logits": np.log(scores / (1 - scores)), "scores": scores}
     predictions = Predictions(["0", "1", "2"], np.zeros(3), arrays)
     task.tune(predictions)
-    assert 0.29 < task.threshold <= 0.33
+    assert (task.thresholds == task.thresholds[0]).all()
+    assert 0.29 < task.thresholds[0] <= 0.33
     assert [record["prediction"] for record in task.records(predictions)] == [["film", "praise"], ["plot"], []]
     config = tiny_run.config()
     task.configure(config)
-    assert config.threshold == task.threshold
+    assert config.thresholds == task.thresholds.tolist()
     assert config.problem_type == "multi_label_classification"
 
 
