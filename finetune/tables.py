@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.record import Efficiency, Interval, RunRecord, SplitResults
+from finetune.record.analysis import MEASURES
 
 if TYPE_CHECKING:
     from finetune.comparison import Compared, Comparison
@@ -19,7 +20,6 @@ __all__ = ["show_comparison", "show_evaluations", "show_run"]
 
 SHOWN_FIRST = ("test", "validation", "train")
 SHOWN_IDS = 10
-MEASURES = {"share": "other prediction", "mean_difference": "mean difference", "failed": "failed"}
 WIDE_SCALE = frozenset({"rouge1", "rouge2", "rougeL", "bleu", "chrf"})  # 0 to 100
 
 

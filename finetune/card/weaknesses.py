@@ -10,17 +10,12 @@ from finetune.card.markdown import bullets, code, table, text
 from finetune.card.metadata import splits
 from finetune.card.public_names import metric_name
 from finetune.record import Analysis, Interval, RunRecord
-from finetune.record.analysis import Calibration, Check, Confusion, Slice
+from finetune.record.analysis import MEASURES, Calibration, Check, Confusion, Slice
 from finetune.scoring.names import LOWER_IS_BETTER
 
 __all__ = ["shown_analysis", "weaknesses"]
 
 GROUPS = 3  # shown of each kind
-MEASURES = {
-    "share": "share with another prediction",
-    "mean_difference": "mean difference",
-    "failed": "share of pairs that fail",
-}
 BIAS = (
     "Names and words of gender are a probe, no proof: a model that passes may treat people unequally in ways that these"
     " short lists do not touch."

@@ -8,9 +8,27 @@ from pydantic import Field
 
 from finetune.record.parts import Interval, Part
 
-__all__ = ["Analysis", "Bin", "Calibration", "Check", "Confusion", "Example", "Measure", "Slice", "Suspect", "WorstRow"]
+__all__ = [
+    "MEASURES",
+    "Analysis",
+    "Bin",
+    "Calibration",
+    "Check",
+    "Confusion",
+    "Example",
+    "Measure",
+    "Slice",
+    "Suspect",
+    "WorstRow",
+]
 
 Measure = Literal["share", "mean_difference", "failed"]
+MEASURES: dict[Measure, str] = {
+    "share": "share with another prediction",
+    "mean_difference": "mean difference",
+    "failed": "share of pairs that fail",
+}
+"""What a check measures, in words."""
 
 
 class Bin(Part):

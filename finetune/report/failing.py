@@ -9,7 +9,7 @@ from finetune.card.figures import count, interval, score
 from finetune.card.public_names import metric_name
 from finetune.card.weaknesses import shown_analysis
 from finetune.record import Analysis, Interval, RunRecord
-from finetune.record.analysis import Calibration, Confusion, Slice, Suspect, WorstRow
+from finetune.record.analysis import MEASURES, Calibration, Confusion, Slice, Suspect, WorstRow
 from finetune.report.blocks import Beside, Block, Chart, Facts, Note, Section, Table
 from finetune.report.charts import draw_matrix, draw_reliability, matrix_size
 from finetune.report.drawing import blank, svg
@@ -125,9 +125,12 @@ def _of(one: Slice | None) -> str:
 
 def _behaviour(analysis: Analysis) -> Iterator[Block]:
     if analysis.behaviour:
-        rows = [[check.name, count(check.n), interval("share", check.changed)] for check in analysis.behaviour]
-        caption = "Changes of the text that should not matter: share of rows with another prediction"
-        yield Table(caption, ["change", "rows", "changed"], rows, right=(1, 2))
+        rows = [
+            [check.name, count(check.n), MEASURES[check.measure], interval("share", check.changed)]
+            for check in analysis.behaviour
+        ]
+        caption = "Behaviour: changes of the text that should not matter, and pairs of the user's own"
+        yield Table(caption, ["check", "rows", "measured", "value"], rows, right=(1, 3))
 
 
 # -------------------------------------------------------------------------------------------------------- hard rows
