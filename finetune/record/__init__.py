@@ -205,7 +205,8 @@ class Efficiency(Part):
     """What it takes to run a model on the machine of `hardware`, in fp32 and with `threads` threads.
 
     Latency is that of one row at a time, from text to output, over at most 50 rows of the split and about 10 s. The
-    peak is that of the whole process (on a GPU: of its allocator) from loading the model on.
+    peak is that of the whole process (on a GPU: of its allocator) from loading the model on, with what checkpoints
+    evaluated before it in the same process have left.
     """
 
     parameters: int
