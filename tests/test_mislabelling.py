@@ -37,6 +37,10 @@ def test_guessing_is_no_permutation(labels):
     assert sum(found) <= 4
 
 
+def test_two_labels_that_are_confused_are_not_exchanged():
+    assert better_permutation(["a", "b", "c"], np.array([[60, 0, 0], [0, 28, 32], [0, 32, 28]])) is None
+
+
 def test_nothing_to_say_without_rows_or_with_one_label():
     assert better_permutation(["a", "b"], np.zeros((2, 2), dtype=np.int64)) is None
     assert better_permutation(["a"], np.array([[5]])) is None
