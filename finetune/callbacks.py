@@ -99,6 +99,7 @@ class Callbacks:
             "tracking": {} if self.tracking is None else {k: v.model_dump() for k, v in self.tracking.ids().items()},
         }
         assert self.job.recipe.train is not None
+        self.job.folder.sync_metrics()
         checkpoint.save(self.job.folder.checkpoints, snapshot, max(2, self.job.recipe.train.keep_last))
         if self.saves is not None:
             self.saves.saved(time.perf_counter() - started)

@@ -170,12 +170,15 @@ def prune(folder: Path, keep_last: int) -> None:
 def latest(folder: Path) -> tuple[Snapshot | None, list[str]]:
     """The newest intact checkpoint, read into memory, and one line for each damaged one that was passed over.
 
-    None when there is no checkpoint at all. Raises ResumeError when there are some and none is intact.
+    Those are removed, lest they be counted among the last ones that are kept. None when there is no checkpoint at all.
+    Raises ResumeError when there are some and none is intact.
     """
     problems: list[str] = []
     for path in steps_on_disk(folder):
         problem = _damage(path)
         if problem is None:
+            for damaged in steps_on_disk(folder)[: len(problems)]:
+                _discard(damaged)
             return read(path), problems
         problems.append(f"{path.name}: {problem}")
     if problems:

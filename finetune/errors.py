@@ -1,6 +1,7 @@
 """What can go wrong, and the exit code each kind ends the process with.
 
     FinetuneError
+    ├── MachineError     1   a process of the run died, failed or hangs; memory ran out
     ├── RecipeError      2   the recipe, or a command line, is wrong
     ├── DataError        2   rows, columns, labels or files of the data are wrong
     ├── ModelError       2   the checkpoint or its tokenizer cannot be used
@@ -18,6 +19,7 @@ terminal without a traceback. Any other exception is a bug of ours: traceback, e
 __all__ = [
     "DataError",
     "FinetuneError",
+    "MachineError",
     "ModelError",
     "NonFiniteError",
     "OutputError",
@@ -33,6 +35,12 @@ class FinetuneError(Exception):
     """The base of everything a user can act on."""
 
     exit_code = 2
+
+
+class MachineError(FinetuneError):
+    """A process of the run died, failed or hangs, or memory ran out; none of the other codes fits."""
+
+    exit_code = 1
 
 
 class RecipeError(FinetuneError):

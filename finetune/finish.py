@@ -36,6 +36,7 @@ VERIFIED_TEXTS = ("", "Привет, мир! 你好，世界。 שלום עול�
 def conclude(job: Job, ready: Prepared, fit: loop.Fit, meter: Carbon, tracking: Tracking | None) -> None:
     """From the last step to a finished, or published, run. Raises PublishError when the run is whole but not out."""
     record, folder = job.record, job.folder
+    job.heart.phase("the evaluation of the export")
     record.training = _training(fit)
     record.best = _best(fit, job.recipe, ready)
     if job.main:

@@ -114,6 +114,11 @@ class RunFolder:
         with storage_errors("writing metrics.jsonl"), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
+    def sync_metrics(self) -> None:
+        """Force metrics.jsonl to the disk, before a checkpoint counts its lines. Raises StorageError."""
+        with storage_errors("writing metrics.jsonl"), open(self.metrics, "a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
+
     def cut_metrics(self, lines: int) -> None:
         """Keep the first `lines` lines of metrics.jsonl: what was logged after the resumed checkpoint comes again."""
         if self.metrics.is_file():

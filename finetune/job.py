@@ -8,6 +8,7 @@ from accelerate import PartialState
 
 from finetune.events import Events
 from finetune.folder import RunFolder
+from finetune.heartbeat import Heartbeat
 from finetune.recipe import Recipe
 from finetune.record import RunRecord
 from finetune.signals import StopFlag
@@ -25,6 +26,7 @@ class Job:
     events: Events
     stop: StopFlag
     state: PartialState
+    heart: Heartbeat
 
     @property
     def main(self) -> bool:

@@ -22,8 +22,9 @@ from accelerate import Accelerator
 from finetune import batching, optim
 from finetune.batching import Plan
 from finetune.checkpoint import Progress, Snapshot
-from finetune.errors import NonFiniteError, Preempted
+from finetune.errors import MachineError, NonFiniteError, Preempted
 from finetune.features import Features
+from finetune.heartbeat import Heartbeat
 from finetune.recipe import TrainBlock
 from finetune.rows import Rows
 from finetune.signals import StopFlag
@@ -57,12 +58,14 @@ class Fit:
     log: Callable[[dict[str, float]], None]
     save: Callable[[Snapshot], None]
     save_due: Callable[[int], bool]  # asked on the main process after each step
+    heart: Heartbeat = field(default_factory=Heartbeat)
     restore_model: Callable[[], None] = lambda: None  # undoes what was changed in the model to train it faster
     best: dict[str, torch.Tensor] | None = None
     counts: np.ndarray = field(init=False)
     widths: np.ndarray = field(init=False)  # tokens of each feature, (n, k)
     warmup: int = field(init=False)
     skips: int = 0  # consecutive, fp16
+    proven_slots: int = 0  # of a micro-batch that fits into the memory of every process
     first_step_time: float | None = None  # when this process had made its first step, seconds since the epoch
 
     def __post_init__(self) -> None:
@@ -85,6 +88,7 @@ def fit(run: Fit) -> None:
         if progress.step >= run.plan.steps or progress.stopped_early:
             break
         started = time.perf_counter()
+        run.heart.step(progress.step + 1)
         rows = run.plan.rows(progress.step)
         window += _optimizer_step(run, rows)
         run.first_step_time = run.first_step_time or time.time()
@@ -100,6 +104,8 @@ def fit(run: Fit) -> None:
             run.save(snapshot(run))
             progress.seconds += time.perf_counter() - started
         if stop:
+            accelerator.wait_for_everyone()  # a launcher ends all processes as soon as one has ended
+            run.stop.obeyed = True
             reason = run.stop.reason or "another process was asked to stop"
             raise Preempted(
                 f"stopped at step {progress.step} of {run.plan.steps} ({reason}); the same command continues"
@@ -133,16 +139,58 @@ def _optimizer_step(run: Fit, rows: np.ndarray) -> torch.Tensor:
 
 def _gradients(run: Fit, rows: np.ndarray) -> torch.Tensor:
     """Add up the gradients of the micro-batches, halving them when memory runs out; the loss of the global batch."""
+    if run.accelerator.num_processes > 1:
+        _prove_memory(run, rows)
+        return _accumulate(run, rows)
     while True:
         try:
             return _accumulate(run, rows)
         except torch.OutOfMemoryError:
-            # With several processes the others already wait in a collective that this one will not reach.
-            if run.progress.micro_rows <= 1 or run.accelerator.num_processes > 1:
-                raise
+            pass
+        _halve(run)  # outside the handler, whose exception holds on to the memory
+
+
+def _halve(run: Fit) -> None:
+    if run.progress.micro_rows <= 1:
+        raise MachineError(
+            f"step {run.progress.step + 1}: memory ran out with a micro-batch of one row; lower data.max_length, or use"
+            " train.gradient_checkpointing or model.lora"
+        )
+    run.optimizer.zero_grad(set_to_none=True)
+    run.progress.micro_rows = -(-run.progress.micro_rows // 2)
+    torch.cuda.empty_cache()
+
+
+def _prove_memory(run: Fit, rows: np.ndarray) -> None:
+    """Try out a micro-batch larger than any before on every process, and halve it on all when one has no room for it.
+
+    Inside a step the others would already wait in a collective that a process without memory does not reach.
+    """
+    while True:
+        share = -(-len(rows) // run.accelerator.num_processes)
+        count = min(run.progress.micro_rows, share)
+        slots = count * int(run.widths[rows].max(axis=0).sum())
+        if slots <= run.proven_slots:
+            return
+        longest = rows[np.argsort(-run.widths[rows].sum(axis=1), kind="stable")[:count]]
+        missing, _ = _agree(run.accelerator, not _fits(run, longest), save=False)
         run.optimizer.zero_grad(set_to_none=True)
-        run.progress.micro_rows = -(-run.progress.micro_rows // 2)
-        torch.cuda.empty_cache()
+        if not missing:
+            # Before the first step the optimizer has no tensors yet: the next step has less room.
+            run.proven_slots = slots if _inner(run.optimizer).state else 0
+            return
+        _halve(run)
+
+
+def _fits(run: Fit, piece: np.ndarray) -> bool:
+    """Whether this process has memory for the gradients of a micro-batch, beside those of another."""
+    try:
+        with run.accelerator.no_sync(run.model):
+            for _ in range(2):
+                run.accelerator.backward(_micro_loss(run, piece) * 0.0)
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def _accumulate(run: Fit, rows: np.ndarray) -> torch.Tensor:
@@ -156,6 +204,8 @@ def _accumulate(run: Fit, rows: np.ndarray) -> torch.Tensor:
         _seed(run.settings.seed, progress.step, number, accelerator.process_index)
         with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
             loss = _micro_loss(run, piece if len(piece) else rows[-1:])
+            if last:
+                run.heart.exchange()
             scale = world / count if count and len(piece) else 0.0  # DDP takes the mean over the processes
             accelerator.backward(loss * scale)
         if len(piece) and count:
@@ -270,6 +320,7 @@ def _evaluate(run: Fit) -> None:
     """Evaluate; keep the weights when they are the best so far; stop after `patience` evaluations without gain."""
     assert run.evaluate is not None
     progress = run.progress
+    run.heart.phase(f"the evaluation after step {progress.step}")
     run.model.eval()
     value = run.evaluate()
     run.model.train()

@@ -5,21 +5,22 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
 
-from finetune import attention, checkpoint, finish, hardware, loop, lora, model, optim, services
+from finetune import attention, checkpoint, finish, hardware, heartbeat, loop, lora, model, optim, services
 from finetune.callbacks import Callbacks
 from finetune.carbon import Carbon
 from finetune.checkpoint import Progress, Snapshot
-from finetune.errors import FinetuneError, OutputError, Preempted, PublishError, RecipeError
+from finetune.errors import FinetuneError, MachineError, OutputError, Preempted, PublishError, RecipeError, StorageError
 from finetune.events import Events
 from finetune.first_position import install_first_position
 from finetune.folder import RunFolder
+from finetune.heartbeat import Heartbeat
 from finetune.job import Job
 from finetune.preparation import Prepared, facts, prepare
 from finetune.recipe import Recipe, difference, load
@@ -48,21 +49,41 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto", events: Eve
     folder = RunFolder(Path(recipe.output))
     events = events or Events()
     if not state.is_main_process:
-        with stop_requests() as stop:
-            return _train(Job(recipe, folder, RunRecord(), Events(), stop, state))
-    folder.open()
+        if not agree_on(False, state):  # the main process has nothing to train, or says why it cannot
+            return RunRecord()
+        record = RunRecord()
+        with stop_requests() as stop, _beating(state, folder, record) as heart:
+            return _train(Job(recipe, folder, record, Events(), stop, state, heart))
     try:
+        earlier = _open(recipe, folder, resume, state)
+        if earlier is not None:
+            return _finished_before(recipe, folder, earlier, events)
+        record = _new_record(recipe, state)
+        recorded, beating = _recorded(folder, record, recipe, events), _beating(state, folder, record)
+        with stop_requests() as stop, recorded, beating as heart:
+            return _train(Job(recipe, folder, record, events, stop, state, heart))
+    finally:
+        folder.close()
+
+
+def _open(recipe: Recipe, folder: RunFolder, resume: str, state: PartialState) -> RunRecord | None:
+    """Lock the folder, check that this run may use it, and tell the other processes whether there is one to make.
+
+    Returns the record of an earlier start that finished, else None.
+    """
+    begins = False
+    try:
+        folder.open()
         earlier = _earlier_record(folder, recipe, resume)
         if earlier is not None and earlier.status in ("finished", "published"):
-            return _finished_before(recipe, folder, earlier, events)
+            return earlier
         problems = services.problems(recipe)
         if problems:
             raise RecipeError("\n".join(problems))
-        record = _new_record(recipe, state)
-        with stop_requests() as stop, _recorded(folder, record, recipe, events):
-            return _train(Job(recipe, folder, record, events, stop, state))
+        begins = True
     finally:
-        folder.close()
+        agree_on(begins, state)
+    return None
 
 
 def _join_processes() -> PartialState:
@@ -109,10 +130,14 @@ def _earlier_record(folder: RunFolder, recipe: Recipe, resume: str) -> RunRecord
 
 
 def _finished_before(recipe: Recipe, folder: RunFolder, record: RunRecord, events: Events) -> RunRecord:
+    """Nothing to train; what a killed or failed start still owes (verification, push, report) is done."""
     events.message(f"{folder.path}: this run is {record.status} already; nothing to train")
-    if recipe.hub is not None and record.published is None:
+    if recipe.hub is not None and record.status != "published":
         with _recorded(folder, record, recipe, events):
             finish.push(recipe, folder, record, events)
+    elif record.export is None or not record.export.verified or not (folder.path / "report.html").exists():
+        with _recorded(folder, record, recipe, events):
+            finish.verify(folder, record, events)
     return record
 
 
@@ -140,22 +165,41 @@ def _recorded(folder: RunFolder, record: RunRecord, recipe: Recipe, events: Even
     folder.write_record(record)
     try:
         yield
-        record.exit_code = 0
     except BaseException as error:
         if not isinstance(error, PublishError):
             record.status = "pre-empted" if isinstance(error, Preempted) else "failed"
         record.exit_code = error.exit_code if isinstance(error, FinetuneError) else 1
         record.error = str(error) or type(error).__name__
+        with suppress(StorageError):  # a disk that ends a run may refuse its record, too
+            _close(folder, record, recipe, events)
         raise
-    finally:
-        record.ended = _now()
-        folder.write_record(record)
-        if record.status in ("finished", "published"):
-            finish.write_report(recipe, folder, record, events)
+    record.exit_code = 0
+    _close(folder, record, recipe, events)
+
+
+def _close(folder: RunFolder, record: RunRecord, recipe: Recipe, events: Events) -> None:
+    record.ended = _now()
+    folder.write_record(record)
+    if record.status in ("finished", "published"):
+        finish.write_report(recipe, folder, record, events)
+
+
+def _beating(state: PartialState, folder: RunFolder, record: RunRecord) -> AbstractContextManager[Heartbeat]:
+    """Watch the other processes, and let them watch this one. Ended because of another one, the record says so."""
+
+    def lost(why: str) -> None:
+        if state.is_main_process:
+            record.status, record.exit_code, record.error = "failed", MachineError.exit_code, why
+            record.ended = _now()
+            folder.write_record(record)
+
+    return heartbeat.beating(state.process_index, state.num_processes, lost)
 
 
 def _train(job: Job) -> RunRecord:
     """The run as one process goes through it."""
+    if job.recipe.train is not None and job.recipe.train.deterministic:
+        hardware.be_deterministic()
     saved = _last_snapshot(job)
     carried = saved.progress.carried if saved else {}
     meter = _meter(job, carried)
@@ -170,7 +214,7 @@ def _train(job: Job) -> RunRecord:
     tracking = _tracking(job, carried) if job.main else None
     callbacks = Callbacks(job, ready, meter, tracking, chosen)
     fit = _fit(job, ready, net, chosen, saved, callbacks)
-    fit.restore_model = restore_model
+    fit.restore_model, fit.heart = restore_model, job.heart
     try:
         with meter.phase("train"):
             loop.fit(fit)
@@ -199,8 +243,10 @@ def _last_snapshot(job: Job) -> Snapshot | None:
         found, problems = checkpoint.latest(job.folder.checkpoints)
         for problem in problems:
             job.events.message(f"damaged checkpoint passed over: {problem}")
-        job.folder.cut_metrics(found.progress.metrics_lines if found else 0)
         step = found.progress.step if found else None
+        if found is None and job.folder.metrics.exists():
+            job.events.message("the earlier start saved no checkpoint: begins again at step 0")
+        job.folder.cut_metrics(found.progress.metrics_lines if found else 0)
     step = agree_on(step, job.state)
     if step is not None and not job.main:
         found = checkpoint.read(job.folder.checkpoints / checkpoint.name_of(step))
@@ -312,8 +358,6 @@ def _fit(
     """Everything the loop needs, at the step to continue from."""
     settings = job.recipe.train
     assert settings is not None
-    if settings.deterministic:
-        hardware.be_deterministic()
     accelerator = build_accelerator(chosen["precision"])
     optimizer = optim.adamw(net, settings.learning_rate, settings.weight_decay)
     prepared, optimizer = accelerator.prepare(net, optimizer)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from finetune import hardware
 from finetune.batching import Plan
@@ -104,6 +104,8 @@ def build_accelerator(precision: str) -> Accelerator:
         cpu=not torch.cuda.is_available(),
         mixed_precision={"fp32": "no"}.get(precision, precision),
         step_scheduler_with_optimizer=False,
+        # No buffer of a text model changes in training; sent along, they are a collective in the midst of the forward.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     if accelerator.gradient_accumulation_steps != 1:
         raise RecipeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -11,6 +12,7 @@ from types import FrameType
 __all__ = ["STOPPING", "StopFlag", "stop_requests", "under_launcher"]
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ECHO_SECONDS = 5.0  # a signal to a whole group arrives twice: from its sender, and passed on by the launcher
 
 
 class StopFlag:
@@ -18,18 +20,25 @@ class StopFlag:
 
     def __init__(self, watch_parent: bool) -> None:
         self.reason: str | None = None
+        self.obeyed = False  # the checkpoint is saved: a launcher that ends its processes must not disturb the rest
+        self._first = 0.0
         self._parent = os.getppid() if watch_parent else None
 
     def __bool__(self) -> bool:
         if self.reason is None and self._parent is not None and os.getppid() != self._parent:
-            self.reason = "the launcher died"
+            self._ask("the launcher died")
         return self.reason is not None
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The first signal sets the flag; the second ends the process at once, which loses no committed file."""
-        if self.reason is not None:
+        echo = self._parent is not None and time.monotonic() - self._first < ECHO_SECONDS
+        if self.reason is not None and not echo and not self.obeyed:
             os._exit(128 + number)
-        self.reason = signal.Signals(number).name
+        if self.reason is None:
+            self._ask(signal.Signals(number).name)
+
+    def _ask(self, reason: str) -> None:
+        self.reason, self._first = reason, time.monotonic()
 
 
 def under_launcher(environment: Mapping[str, str] = os.environ) -> bool:

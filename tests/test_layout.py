@@ -23,7 +23,7 @@ errors
 recipe.yaml_lines recipe.types recipe.blocks recipe.tables recipe.model recipe.keys recipe.rules
 recipe.messages recipe.overrides recipe
 record.parts record.analysis record
-events signals fresh logins store rows
+events signals heartbeat fresh logins store rows
 features
 bootstrap scoring scoring.names scoring.labels scoring.tags scoring.texts scoring.formulas scoring.modules metrics
 analysis.calibration analysis.hard_rows analysis.slices analysis.labels analysis.tags

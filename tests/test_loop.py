@@ -1,20 +1,28 @@
 """One step is one global batch however it is cut; a resumed run is the uninterrupted one, bit for bit."""
 
 import dataclasses
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_run
 import torch
+from accelerate.state import AcceleratorState
 
 from finetune import checkpoint, loop, preparation, session
 from finetune.checkpoint import Progress
-from finetune.errors import NonFiniteError, Preempted
+from finetune.errors import MachineError, NonFiniteError, Preempted
 from finetune.events import Events
 from finetune.lora import add_lora
 from finetune.model import load_for_training
 from finetune.optim import adamw
 from finetune.recipe import load
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import soak  # noqa: E402
 
 
 class Stop:
@@ -39,7 +47,9 @@ class Session:
         loaded = load_for_training(ready.checkpoint, ready.config, ready.task, ready.recipe)
         self.head_swap = loaded.head_swap
         net = loaded.model if lora is None else add_lora(loaded.model, loaded.head_swap, lora, settings.seed)
-        self.accelerator = session.build_accelerator("fp32")
+        precision = "fp32" if settings.precision == "auto" else settings.precision
+        AcceleratorState._reset_state()  # one process builds several, of different precision
+        self.accelerator = session.build_accelerator(precision)
         model, optimizer = self.accelerator.prepare(net, adamw(net, settings.learning_rate, settings.weight_decay))
         self.lines, self.saved, self.values = [], [], list(values or [])
         self.fit = loop.Fit(
@@ -132,6 +142,45 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(ready, tmp_path, m
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_evaluating_every_step_or_never_trains_the_same_weights(ready):
+    never, always = Session(ready, settings(ready)), Session(ready, settings(ready), values=[0.5] * 16)
+    always.fit.evaluate_every = 1
+    loop.fit(never.fit)
+    loop.fit(always.fit)
+    assert always.values == []
+    for name, value in never.weights().items():
+        assert torch.equal(always.weights()[name], value)
+
+
+HEADS = [("sequence", "lora", "bf16"), ("token", "full", "bf16"), ("span", "lora", "fp32"), ("seq2seq", "full", "fp32")]
+
+
+@pytest.mark.parametrize(("head", "tuning", "precision"), HEADS)
+def test_every_head_stopped_and_resumed_equals_uninterrupted(tmp_path, head, tuning, precision):
+    kind = soak.Kind(head, tuning, precision, accumulation=3, processes=1)
+    encoder = soak.make_checkpoint(tmp_path / "checkpoint", head)
+    changes = [change for change in kind.arguments(encoder, tmp_path / "out")[3:] if "epochs" not in change]
+    recipe = load(ROOT / "recipes" / head / "tiny.yaml", [*changes, "train.max_steps=6"])
+    prepared = preparation.prepare(recipe, Events())
+    lora, wanted = prepared.recipe.model.lora, prepared.recipe.train
+    whole = Session(prepared, wanted, lora=lora)
+    loop.fit(whole.fit)
+    first = Session(prepared, wanted, lora=lora, stop_after=3)
+    with pytest.raises(Preempted):
+        loop.fit(first.fit)
+    checkpoint.save(tmp_path / "checkpoints", first.saved[-1], 2)
+    second = Session(prepared, wanted, lora=lora)
+    saved, _ = checkpoint.latest(tmp_path / "checkpoints")
+    second.fit.progress = saved.progress
+    loop.restore(second.fit, saved)
+    loop.fit(second.fit)
+    assert second.fit.progress.step == 6
+    ours, theirs = loop.snapshot(second.fit), loop.snapshot(whole.fit)
+    for group in ("weights", "optimizer"):
+        for name, value in getattr(theirs, group).items():
+            assert torch.equal(getattr(ours, group)[name], value), name
+
+
 def test_dropout_depends_on_the_step_not_on_what_came_before(ready):
     wanted = settings(ready, seed=5)
     plain, disturbed = Session(ready, wanted), Session(ready, wanted)
@@ -151,6 +200,49 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(ready):
         loop.fit(run.fit)
     assert caught.value.exit_code == 4
     assert all(torch.equal(run.weights()[name], value) for name, value in before.items())
+
+
+class Scaler:
+    """The loss scale of fp16 as it stands after each step, without a GPU."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def get_scale(self):
+        return self.scale
+
+
+def watch(run, scale, skipped):
+    accelerator = SimpleNamespace(scaler=Scaler(scale), optimizer_step_was_skipped=skipped)
+    loop._watch_scale(dataclasses.replace(run.fit, accelerator=accelerator), run.fit.plan.rows(0))
+
+
+def test_an_overflow_of_fp16_is_counted_and_a_collapsed_scale_ends_the_run(ready):
+    run = Session(ready, settings(ready))
+    watch(run, 1024.0, True)
+    watch(run, 512.0, False)
+    assert run.fit.progress.skipped_steps == 1
+    with pytest.raises(NonFiniteError, match=r"fp16 overflowed 1 times in a row, loss scale 0\.5") as caught:
+        watch(run, 0.5, True)
+    assert caught.value.exit_code == 4
+
+
+def test_too_many_overflows_in_a_row_end_the_run(ready):
+    run = Session(ready, settings(ready))
+    run.fit.skips = loop.FP16_SKIPS
+    with pytest.raises(NonFiniteError, match="fp16 overflowed 21 times in a row"):
+        watch(run, 65536.0, True)
+
+
+def test_memory_for_not_even_one_row_is_said(ready, monkeypatch):
+    run = Session(ready, settings(ready))
+
+    def none(features, index, tokenizer):
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(run.fit.task, "collate", none)
+    with pytest.raises(MachineError, match=r"step 1: memory ran out with a micro-batch of one row; lower"):
+        loop.fit(run.fit)
 
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(ready, monkeypatch):

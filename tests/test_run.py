@@ -143,6 +143,16 @@ def test_a_finished_run_says_so_and_trains_nothing(finished):
     assert messages == [f"{folder}: this run is finished already; nothing to train"]
 
 
+def test_a_verification_that_a_kill_cut_off_is_made_up_for(finished):
+    folder, record, _ = finished
+    cut = record.model_copy(deep=True)
+    cut.export.verified = False
+    cut.write(folder / "run.json")
+    again = run.train(finetune.load_recipe(folder.parent / "recipe.yaml"))
+    assert again.export.verified
+    assert RunRecord.read(folder / "run.json").export.verified
+
+
 def test_another_recipe_in_the_same_folder_is_refused_with_the_keys(finished):
     folder, _, _ = finished
     changed = finetune.load_recipe(folder.parent / "recipe.yaml", ["train.learning_rate=0.5"])
@@ -244,13 +254,20 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", s
 
 def test_two_processes_train_the_same_rows_and_the_same_loss(tmp_path, tiny_checkpoint):
     text = "evaluate: {every: 4}\n"
-    settings = {"epochs": 1}
+    settings = {"epochs": 4, "save_every": 2, "learning_rate": 1.0e-4}
     encoder = tiny_run.save_encoder(tmp_path / "nodrop", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     one = recipe(tmp_path / "one", encoder, text, **settings)
     two = recipe(tmp_path / "two", encoder, text, **settings)
     assert finish(start(command(one, "--quiet"), tmp_path))[0] == 0
+    launched = start([*LAUNCH, "-m", "finetune", "train", str(two), "--quiet"], tmp_path)
+    wait_for(lambda: newest(two.parent / "out") > 0, launched)
+    launched.send_signal(signal.SIGTERM)  # to the launcher alone
+    assert finish(launched)[0] != 0
+    stopped = RunRecord.read(two.parent / "out" / "run.json")
+    assert (stopped.status, stopped.exit_code) == ("pre-empted", 75)
     code, errors = finish(start([*LAUNCH, "-m", "finetune", "train", str(two), "--quiet"], tmp_path))
     assert code == 0, errors[-3000:]
+    assert len(RunRecord.read(two.parent / "out" / "run.json").training.resumed_from) == 1
     ours, theirs = (json.loads((path.parent / "out" / "run.json").read_text()) for path in (two, one))
     assert (ours["processes"], theirs["processes"]) == (2, 1)
     assert ours["training"]["sample_log_sha256"] == theirs["training"]["sample_log_sha256"]

@@ -1,0 +1,224 @@
+"""Two processes: what happens to one of them is known to both, and loses nothing."""
+
+import json
+import os
+import signal
+import time
+
+import processes
+import pytest
+import tiny_run
+import torch
+
+from finetune.heartbeat import Sign, Watch
+from finetune.record import RunRecord
+
+SETTINGS = {"epochs": 3, "save_every": 4, "micro_batch_size": 2}
+TEXT = "evaluate: {every: 12}\n"
+
+
+SECRETS = {"HF_TOKEN": "hf_" + "CanaryOfTheHub" * 3, "WANDB_API_KEY": "c0ffee" * 6 + "babe"}
+
+
+def recipe(folder, checkpoint, text=""):
+    folder.mkdir()
+    return tiny_run.write_recipe(folder, checkpoint, TEXT + text, **SETTINGS)
+
+
+def record(path):
+    return RunRecord.read(path.parent / "out" / "run.json")
+
+
+def outcome(path):
+    """What must not depend on how often a run was stopped."""
+    out = path.parent / "out"
+    stored = json.loads((out / "run.json").read_text())
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    weights = {k: v["sha256"] for k, v in stored["export"]["files"].items() if k.endswith(".safetensors")}
+    manifest = json.loads((max((out / "checkpoints").glob("step-*")) / "MANIFEST.json").read_text())
+    tensors = {k: v["sha256"] for k, v in manifest["files"].items() if k.endswith(".safetensors")}
+    metrics = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    return weights, tensors, metrics, stored["results"], stored["training"]["sample_log_sha256"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_checkpoint):
+    """A run of two processes to its end, with a tracker and with secrets in the environment."""
+    folder = tmp_path_factory.mktemp("processes")
+    path = recipe(folder / "whole", tiny_checkpoint, "track: {wandb: {project: demo, mode: offline}}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINETUNE_CACHE", str(folder / "cache"))
+        for name, value in SECRETS.items():
+            patch.setenv(name, value)
+        codes, errors = processes.train(path)
+    assert codes == [0, 0], errors
+    return path
+
+
+def test_secrets_are_found_in_no_file(whole):
+    files = [path for path in whole.parents[1].rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    found = [path for path in files for secret in SECRETS.values() if secret.encode() in path.read_bytes()]
+    assert found == []
+
+
+def die(rank):
+    if rank == 1:
+        processes.at_step(7, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def be_asked_to_stop(rank):
+    if rank == 1:
+        processes.at_step(10, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def test_one_dies_one_is_stopped_and_the_run_ends_as_if_nothing_had_happened(whole, tmp_path, tiny_checkpoint):
+    path = recipe(tmp_path / "cut", tiny_checkpoint)
+    codes, errors = processes.train(path, die)
+    assert codes == [1, -signal.SIGKILL]
+    assert "process 1 is gone: not heard for 3 s, last seen at " in errors[0]
+    assert "Traceback" not in errors[0]
+    assert (record(path).status, record(path).exit_code) == ("failed", 1)
+    assert "process 1 is gone" in record(path).error
+    codes, errors = processes.train(path, be_asked_to_stop)
+    assert codes == [75, 75], errors
+    assert (record(path).status, record(path).exit_code) == ("pre-empted", 75)
+    assert "stopped at step 10" in errors[0]
+    codes, errors = processes.train(path)
+    assert codes == [0, 0], errors
+    assert outcome(path) == outcome(whole)
+    assert record(path).training.resumed_from == [4, 10]
+    codes, errors = processes.train(path)  # finished: nothing to train, on all processes
+    assert codes == [0, 0], errors
+
+
+def hang(rank):
+    from finetune import heartbeat
+
+    heartbeat.BEAT_SECONDS, heartbeat.STEP_SECONDS = 0.1, 1.0
+    if rank == 1:
+        processes.at_step(5, lambda: time.sleep(60))
+
+
+def test_one_that_hangs_is_named_and_all_end(tmp_path, tiny_checkpoint):
+    path = recipe(tmp_path / "run", tiny_checkpoint)
+    codes, errors = processes.train(path, hang, seconds=40)
+    assert codes == [1, 1]
+    assert "process 1 has not got past step 5 for" in errors[0]
+    assert "process 1 has not got past step 5 for" in record(path).error
+    assert record(path).exit_code == 1
+
+
+def spoil_the_loss(rank):
+    from finetune import loop
+
+    def spoil():
+        loss = loop._micro_loss
+        loop._micro_loss = lambda run, index: loss(run, index) * float("nan")
+
+    if rank == 1:
+        processes.at_step(6, spoil)
+
+
+def test_nan_on_one_process_stops_both_before_the_step(tmp_path, tiny_checkpoint):
+    path = recipe(tmp_path / "run", tiny_checkpoint)
+    codes, errors = processes.train(path, spoil_the_loss)
+    assert codes == [4, 4]
+    assert "step 6: the gradient is NaN or infinite; no step was made" in errors[0]
+    assert record(path).exit_code == 4
+    assert [folder.name for folder in (path.parent / "out" / "checkpoints").glob("step-*")] == ["step-00000004"]
+
+
+def have_little_memory(rank):
+    from finetune import loop
+
+    loss = loop._micro_loss
+
+    def small(run, index):
+        if len(index) > 1:
+            raise torch.OutOfMemoryError("injected")
+        return loss(run, index)
+
+    if rank == 1:
+        loop._micro_loss = small
+    stop_soon(rank)
+
+
+def stop_soon(rank):
+    processes.at_step(11, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def first_losses(folder, checkpoint, fault):
+    """The logged loss of ten steps, and the rows of a micro-batch after them."""
+    path = recipe(folder, checkpoint)
+    codes, errors = processes.train(path, fault)
+    assert codes == [75, 75], errors
+    line = json.loads((path.parent / "out" / "metrics.jsonl").read_text().splitlines()[0])
+    state = json.loads((path.parent / "out" / "checkpoints" / "step-00000011" / "state.json").read_text())
+    assert line["step"] == 10
+    return line["values"]["loss"], state["micro_rows"]
+
+
+def test_one_without_memory_halves_the_micro_batch_of_both_and_keeps_the_gradient(tmp_path):
+    encoder = tiny_run.save_encoder(tmp_path / "nodrop", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    loss, rows = first_losses(tmp_path / "much", encoder, stop_soon)
+    loss_with_little, rows_with_little = first_losses(tmp_path / "little", encoder, have_little_memory)
+    assert (rows, rows_with_little) == (2, 1)
+    assert loss_with_little == pytest.approx(loss, abs=1e-6)
+
+
+def fail(rank):
+    def full():
+        raise OSError("the data cannot be read")
+
+    if rank == 1:
+        processes.at_step(5, full)
+
+
+def test_the_error_of_one_reaches_the_record_that_the_other_writes(tmp_path, tiny_checkpoint):
+    path = recipe(tmp_path / "run", tiny_checkpoint)
+    codes, errors = processes.train(path, fail)
+    assert codes == [1, 1]
+    assert "process 1 failed at step 5: the data cannot be read" in errors[0]
+    assert "process 1 failed at step 5: the data cannot be read" in record(path).error
+
+
+# ---------------------------------------- the judgement alone
+
+
+def watched(history, processes=2):
+    """The first problem over (seconds, signs) and when it was seen."""
+    watch = Watch(processes, 0.0)
+    for now, signs in history:
+        watch.show(signs, now)
+        if problem := watch.problem(now):
+            return problem, now
+    return None
+
+
+def test_a_long_evaluation_on_one_process_is_no_hang():
+    def signs(second):
+        waiting = Sign(beats=second, moves=9, place="the evaluation after step 4")
+        return [Sign(beats=second, moves=8, place="the evaluation after step 4"), waiting]
+
+    assert watched((second, signs(second)) for second in range(590)) is None
+    problem, when = watched((second, signs(second)) for second in range(1000))
+    assert problem.startswith("process 0 has not got past the evaluation after step 4 for 600 s")
+    assert 600 <= when <= 602
+
+
+def test_one_that_is_not_heard_any_more_is_gone():
+    signs = ((second, [Sign(second, 5), Sign(min(second, 20), 5, "step 3")]) for second in range(200))
+    assert watched(signs) == ("process 1 is gone: not heard for 60 s, last seen at step 3", 80)
+
+
+def test_all_waiting_for_each_other_is_a_hang_too():
+    signs = ((second, [Sign(second, 5, "step 3", 60)] * 2) for second in range(200))
+    problem, when = watched(signs)
+    assert problem == "no process has got past step 3 for 60 s"
+    assert 60 <= when <= 62
+
+
+def test_who_has_left_keeps_nobody_waiting():
+    signs = ((second, [Sign(second, 5), Sign(min(second, 3), 9, left="")]) for second in range(5000))
+    assert watched(signs) is None
