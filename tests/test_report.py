@@ -161,6 +161,7 @@ def test_it_says_where_the_model_fails_and_what_is_odd_about_the_data(tmp_path):
         "2 rare labels are counted together",
         "neg pos 1 of 4",
         "Highest loss on test",
+        "id loss gold predicted text",
         "neither 2.500 a text a text a text · a text",
         "Labels on test that are perhaps wrong",
         "By length in tokens",
@@ -175,6 +176,7 @@ def test_it_is_whole_in_itself(tmp_path):
     text = full_page(tmp_path)
     elements = Elements(text)
     assert "script" not in {tag for tag, _ in elements.tags}
+    assert [tag for tag, _ in elements.tags].count("style") == 1, "that of a drawing would hold for the page"
     for tag, attributes in elements.tags:
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
@@ -227,7 +229,7 @@ def hostile_page(tmp_path, names):
 
 def test_no_name_becomes_markup(tmp_path):
     plain = shape(hostile_page(tmp_path, [f"name{number}" for number in range(len(HOSTILE))]))
-    for turn in range(3):
+    for turn in range(2):
         text = hostile_page(tmp_path, HOSTILE[-turn:] + HOSTILE[:-turn])
         assert shape(text) == plain
         assert not set(BIDI) & set(text)

@@ -11,7 +11,12 @@ pytestmark = pytest.mark.skipif(browser.find() is None, reason="no chromium on t
 
 BOXES = """[...document.querySelectorAll("svg.chart")].map(
     chart => { const box = chart.getBoundingClientRect(); return [box.x, box.y + scrollY, box.width, box.height]; })"""
-CASES = [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")]
+CASES = [
+    ("usual", 1280, "light"),
+    ("usual", 400, "dark"),
+    ("hostile", 1280, "dark"),
+    ("hostile", 400, "light"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +38,7 @@ def luminance(pixel):
     return float(np.asarray(pixel, float) @ [0.2126, 0.7152, 0.0722])
 
 
-@pytest.mark.parametrize(("width", "scheme"), CASES)
-@pytest.mark.parametrize("name", ["usual", "hostile"])
+@pytest.mark.parametrize(("name", "width", "scheme"), CASES)
 def test_report_in_a_browser(tab, pages, name, width, scheme):
     path = pages / f"{name}.html"
     tab.open(path, width, scheme)

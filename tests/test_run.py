@@ -222,6 +222,9 @@ def test_stopped_by_signals_and_killed_it_ends_as_if_never_stopped(tmp_path, tin
     assert code == 0, errors
     assert fingerprint(path.parent) == fingerprint(whole.parent)
     assert len(RunRecord.read(out / "run.json").training.resumed_from) == 3
+    steps = [line["step"] for line in lines(out / "metrics.jsonl") if line["split"] == "train"]
+    assert steps == sorted(set(steps)), "a curve without gaps or steps back"
+    assert "Dotted lines mark the steps at which the run was continued" in (out / "report.html").read_text()
 
 
 def newest(out):
@@ -270,6 +273,7 @@ def test_two_processes_train_the_same_rows_and_the_same_loss(tmp_path, tiny_chec
     assert len(RunRecord.read(two.parent / "out" / "run.json").training.resumed_from) == 1
     ours, theirs = (json.loads((path.parent / "out" / "run.json").read_text()) for path in (two, one))
     assert (ours["processes"], theirs["processes"]) == (2, 1)
+    assert (two.parent / "out" / "report.html").is_file()
     assert ours["training"]["sample_log_sha256"] == theirs["training"]["sample_log_sha256"]
     assert ours["results"]["test"]["n"] == 20
     metrics = [lines(path.parent / "out" / "metrics.jsonl") for path in (two, one)]
