@@ -84,6 +84,16 @@ def test_a_row_that_is_leaked_is_not_nearly_leaked_too(tmp_path):
     assert [kind for kind, split in kinds(found) if split == "test"] == ["leakage"]
 
 
+def test_among_very_many_rows_near_duplicates_are_found_only_when_a_rule_asks(tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.audit.overlaps.NEAR_ROWS", 3)
+    splits = {"train": rows((LONG, "a"), ("two", "b"), ("three", "a")), "test": rows((f"{LONG}!", "a"), ("four", "b"))}
+    found = survey(tmp_path, **splits)
+    assert not [one for one in found.findings if one.kind == "near_leakage"]
+    assert "near-duplicates were not looked for: 5 rows are more than 3" in found.notes[-1]
+    asked = survey(tmp_path, rules={"max_near_leakage": 0.9}, **splits)
+    assert only(asked, "near_leakage", "test").count == 1
+
+
 def test_duplicates_within_each_split(tmp_path):
     texts = [*DIFFERENT, DIFFERENT[1], LONG, DIFFERENT[1], LONG.upper() + "!"]
     found = survey(tmp_path, train=rows(*((text, "a") for text in texts)), test=rows(("x y", "a"), ("x y", "a")))

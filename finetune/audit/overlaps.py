@@ -21,9 +21,10 @@ from finetune.record import AuditFinding
 from finetune.rows import Rows
 from finetune.store import entry, key_of
 
-__all__ = ["find"]
+__all__ = ["NEAR_ROWS", "find"]
 
 ORDER = ("train", "validation", "test")
+NEAR_ROWS = 200_000  # rows of all splits up to which near-duplicates are looked for unasked: memory grows with them
 ANSWERS = ("label", "labels", "tags", "spans", "answers", "target")
 REMEDIES = {
     "leakage": "leave them out of one of the two splits: a score on them counts what was learnt by heart",
@@ -42,12 +43,13 @@ class _Grouped:
     members: np.ndarray  # a row of each group, numbered through all splits, int64 (groups,)
 
 
-def find(splits: dict[str, Rows]) -> Iterator[AuditFinding]:
+def find(splits: dict[str, Rows], *, near_duplicates_too: bool = True) -> Iterator[AuditFinding]:
     """Every overlap of rows by their texts."""
     splits = {name: splits[name] for name in ORDER if name in splits}
     roles = inputs(next(iter(splits.values())))
     grouped = _group(splits, roles)
-    near = _Near(grouped, *_near_pairs(grouped, roles))
+    pairs = _near_pairs(grouped, roles) if near_duplicates_too else (np.empty((0, 2), np.int64), np.empty(0))
+    near = _Near(grouped, *pairs)
     for earlier, later in combinations(splits, 2):
         yield from _across(grouped, near, earlier, later)
     yield from _conflicts(grouped)

@@ -40,6 +40,9 @@ def survey(
     notes: what else is known of the rows. regression: labels are numbers.
     """
     begun = time.perf_counter()
+    rules = rules or AuditBlock()
+    rows = sum(map(len, splits.values()))
+    near = rows <= overlaps.NEAR_ROWS or rules.max_near_leakage is not None
     counts = {split: {} for split in splits} if regression else distribution.label_counts(splits)
     values = {split: _numbers(one) for split, one in splits.items()} if regression else {}
     lengths = {split: distribution.characters(one) for split, one in splits.items()}
@@ -47,7 +50,7 @@ def survey(
     truncated = {split: _truncated(features[split]) for split in splits}
     shifts = list(distribution.shifts(counts, values, lengths))
     found = [
-        *overlaps.find(splits),
+        *overlaps.find(splits, near_duplicates_too=near),
         *distribution.label_findings(splits, counts),
         *filter(None, (distribution.shift_finding(shift, splits[shift.split], counts) for shift in shifts)),
         *_short(splits, lengths),
@@ -56,7 +59,7 @@ def survey(
     ]
     problems = Problems()
     for one in found:
-        _judge(one, rules or AuditBlock(), problems)
+        _judge(one, rules, problems)
     problems.check("data")
     return Audit(
         findings=sorted(found, key=lambda one: (LEVELS.index(one.level), IMPORTANT.index(one.kind))),
@@ -72,9 +75,16 @@ def survey(
             for split, one in splits.items()
         },
         shifts=shifts,
-        notes=[*notes, *_unused(splits)],
-        method=near_duplicates.METHOD,
+        notes=[*notes, *_unused(splits), *([] if near else [_not_near(rows)])],
+        method=near_duplicates.METHOD if near else "",
         seconds=round(time.perf_counter() - begun, 3),
+    )
+
+
+def _not_near(rows: int) -> str:
+    return (
+        f"near-duplicates were not looked for: {rows:,} rows are more than {overlaps.NEAR_ROWS:,};"
+        " audit.max_near_leakage asks for it"
     )
 
 
