@@ -203,6 +203,7 @@ def fingerprint(folder):
     return weights, record["training"]["sample_log_sha256"], metrics, record["results"]
 
 
+@pytest.mark.timeout(600)  # five starts, one after the other
 def test_stopped_by_signals_and_killed_it_ends_as_if_never_stopped(tmp_path, tiny_checkpoint):
     settings = {"epochs": 30, "save_every": 3, "micro_batch_size": 3}
     whole = recipe(tmp_path / "whole", tiny_checkpoint, "evaluate: {every: 40}\n", **settings)
