@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -117,7 +118,7 @@ class _Counter:
 # -------------------------------------------------------------------------------------------- the heads
 
 
-class _Peer:
+class _Peer(ABC):
     """What the four examples of transformers do differently."""
 
     auto: Any
@@ -147,8 +148,9 @@ class _Peer:
         table = Dataset.from_dict({name: rows.column(name) for name in rows.table.column_names})
         return table.map(self.features, batched=True, remove_columns=table.column_names)
 
+    @abstractmethod
     def features(self, batch: dict[str, list[Any]]) -> Any:
-        raise NotImplementedError
+        """What the model reads, of a batch of rows by role."""
 
     def collator(self) -> Any:
         length = padded_length(self.recipe.task) if self.padding == "max_length" else None
