@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +31,7 @@ def train(path: Path, *, precision: str, grouped: bool, padded: bool) -> dict[st
     """Train, predict the test split, then let finetune score the saved model."""
     recipe = load(path)
     rows = data.load(recipe)
-    peer = {"sequence": _Sequence, "token": _Token, "span": _Span, "seq2seq": _Seq2Seq}[recipe.task](recipe, padded)
+    peer = _PEERS[recipe.task](recipe, padded)
     peer.read_labels(list(rows.values()))
     model = peer.model()
     sets = {name: peer.encode(rows[name]) for name in ("train", "test")}
@@ -134,7 +135,7 @@ class _Peer(ABC):
         self.padding: bool | str = "max_length" if padded else True
         self.labels: list[str] = []
 
-    def read_labels(self, splits: list[Any]) -> None:
+    def read_labels(self, splits: list[Any]) -> None:  # noqa: B027  (two of the four heads have none)
         """The names of the classes, where the head has any."""
 
     def model(self) -> Any:
@@ -242,3 +243,11 @@ class _Seq2Seq(_Peer):
     def collator(self) -> Any:
         length = padded_length("seq2seq") if self.padding == "max_length" else None
         return transformers.DataCollatorForSeq2Seq(self.tokenizer, padding=self.padding, max_length=length)
+
+
+_PEERS: dict[str, Callable[[Recipe, bool], _Peer]] = {
+    "sequence": _Sequence,
+    "token": _Token,
+    "span": _Span,
+    "seq2seq": _Seq2Seq,
+}
