@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from finetune.dropout import keep_mask, quantise
 from finetune.errors import ModelError
@@ -31,29 +32,43 @@ def add_lora(model: Any, head_swap: HeadSwap, block: LoraBlock, seed: int) -> An
     """
     import peft
 
-    new_modules = _outermost(name.rsplit(".", 1)[0] for name in head_swap.new.names)
+    whole, loose = _new_parts(model, head_swap.new.names)
     config = peft.LoraConfig(
         r=block.r,
         lora_alpha=block.alpha,
         lora_dropout=block.dropout,
-        target_modules=_targets(model, block, new_modules),
-        modules_to_save=new_modules or None,
+        target_modules=_targets(model, block, head_swap.new.names),
+        modules_to_save=whole or None,
     )
-    shared = _shared(model, new_modules)
     torch.manual_seed(seed)
     try:
         adapted = peft.get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"model.lora.targets: {' '.join(str(error).split())[:300]}") from error
-    _share_again(adapted, shared)
-    trainable = {parameter for parameter in adapted.parameters() if parameter.requires_grad}
-    frozen = [
-        name
-        for name in head_swap.new.names
-        if adapted.base_model.model.get_parameter(_inside(name, new_modules)) not in trainable
-    ]
+    inner = adapted.base_model.model
+    for name in loose:
+        inner.get_parameter(name).requires_grad_(True)
+    frozen = [name for name in head_swap.new.names if not inner.get_parameter(_inside(name, whole)).requires_grad]
     assert not frozen, f"new weights left frozen by PEFT: {frozen}"
     return adapted
+
+
+def _new_parts(model: Any, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Modules whose weights are all new and used nowhere else, and the new weights that lie in none of these.
+
+    PEFT trains and saves copies of whole modules. A head for words holds the word embeddings of the checkpoint, too,
+    which are neither to be copied nor saved again: what is new directly beside them, a bias, is trained in its place.
+    """
+    weights = list(model.named_parameters(remove_duplicate=False))
+    new = {id(model.get_parameter(name)) for name in names}
+
+    def is_whole(module: str) -> bool:
+        inside = {id(weight) for name, weight in weights if name.startswith(f"{module}.")}
+        outside = {id(weight) for name, weight in weights if not name.startswith(f"{module}.")}
+        return inside <= new - outside
+
+    modules = _outermost(module for module in {name.rpartition(".")[0] for name in names} if module and is_whole(module))
+    return modules, [name for name in names if _inside(name, modules) == name]
 
 
 def _outermost(modules: Iterable[str]) -> list[str]:
@@ -63,25 +78,9 @@ def _outermost(modules: Iterable[str]) -> list[str]:
 
 
 def _inside(name: str, modules: list[str]) -> str:
-    """The name of a weight within the copy that PEFT trains."""
-    module = next(module for module in modules if name.startswith(f"{module}."))
-    return f"{module}.modules_to_save.default{name.removeprefix(module)}"
-
-
-def _shared(model: Any, modules: list[str]) -> dict[str, torch.nn.Parameter]:
-    """Weights inside `modules` that are also used outside of them, such as word embeddings in a head for words."""
-    everywhere = list(model.named_parameters(remove_duplicate=False))
-    inside = {name: parameter for name, parameter in everywhere if any(name.startswith(f"{m}.") for m in modules)}
-    outside = {id(parameter) for name, parameter in everywhere if name not in inside}
-    return {_inside(name, modules): parameter for name, parameter in inside.items() if id(parameter) in outside}
-
-
-def _share_again(adapted: Any, shared: dict[str, torch.nn.Parameter]) -> None:
-    """Put shared weights back, frozen: PEFT trains a copy of a new module, with copies of all that is in it."""
-    for name, parameter in shared.items():
-        module, _, attribute = name.rpartition(".")
-        parameter.requires_grad_(False)
-        setattr(adapted.base_model.model.get_submodule(module), attribute, parameter)
+    """The name of a weight within the copy that PEFT trains, where there is one."""
+    module = next((module for module in modules if name.startswith(f"{module}.")), None)
+    return name if module is None else f"{module}.modules_to_save.{ADAPTER}{name.removeprefix(module)}"
 
 
 def install_cheap_adapters(model: torch.nn.Module) -> Callable[[], None]:
@@ -116,17 +115,18 @@ def _adapted(self: Any, x: torch.Tensor) -> torch.Tensor:
     return total.view(result.shape)
 
 
-def _targets(model: Any, block: LoraBlock, new_modules: list[str]) -> list[str]:
+def _targets(model: Any, block: LoraBlock, names: Sequence[str]) -> list[str]:
     """Module names for LoRA: those asked for; auto takes every linear layer of the backbone that is not new.
 
     Never the layer that turns states into words: its weight is most often the word embeddings, which merging would
-    change, too.
+    change, too. names: of the new weights.
     """
     words = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     linear = [
-        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not words
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not words and f"{name}.weight" not in names
     ]
-    linear = [name for name in linear if not any(name == new or name.startswith(f"{new}.") for new in new_modules)]
     if block.targets == "auto":
         return [name for name in linear if ".pooler." not in name]
     wanted = [block.targets] if isinstance(block.targets, str) else list(block.targets)
@@ -138,13 +138,24 @@ def _targets(model: Any, block: LoraBlock, new_modules: list[str]) -> list[str]:
 
 
 def save_adapter(model: Any, folder: Path, base: str | None) -> None:
-    """Write adapter and new weights as PEFT loads them; `base` is the public name of the base checkpoint.
-
-    Word embeddings that a new module shares with the base are in it once more: PEFT loads whole modules only.
-    """
+    """Write adapter and new weights as PEFT loads them; `base` is the public name of the base checkpoint."""
     model.save_pretrained(folder, safe_serialization=True)
+    _add_loose(model, folder / "adapter_model.safetensors")
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card carries the local path of the base model
     path = folder / "adapter_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["base_model_name_or_path"] = base
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _add_loose(model: Any, path: Path) -> None:
+    """Add the weights trained in their own place, under their own names: PEFT loads such as it loads trained biases."""
+    copied = (".lora_", ".modules_to_save.")
+    loose = {
+        name: weight.detach().contiguous()
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and not any(part in name for part in copied)
+    }
+    if loose:
+        written = {name: weight.clone() for name, weight in load_file(path).items()}  # not the file's own memory
+        save_file(written | loose, path, metadata={"format": "pt"})

@@ -170,7 +170,7 @@ def tags(
 def answers(names: Sequence[str], gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, Interval]:
     """Answers, each against a row's gold answers: exact_match, f1; no answer is an empty list, and an empty string.
 
-    Where rows without an answer exist, `has_answer_<name>` and `no_answer_<name>` follow, over their share of the rows.
+    Where rows without an answer exist, `has_answer_<name>` and `no_answer_<name>` follow, over `n` of the rows.
     """
     rows: dict[str, Floats] = {}
 
@@ -183,7 +183,8 @@ def answers(names: Sequence[str], gold: Sequence[Sequence[str]], predicted: Sequ
     answered = has_answer(gold)
     if not answered.all():
         for share, chosen in (("has_answer", answered), ("no_answer", ~answered)):
-            found |= {f"{share}_{name}": mean_interval(scores[chosen]) for name, scores in rows.items()}
+            for name, scores in rows.items():
+                found[f"{share}_{name}"] = mean_interval(scores[chosen]).model_copy(update={"n": int(chosen.sum())})
     return found
 
 

@@ -67,7 +67,7 @@ def _result_rows(record: RunRecord) -> Iterator[list[str]]:
                 "" if other is None or name not in other.metrics else _score(name, other.metrics[name])
                 for other in others
             ]
-            yield [split, name, _score(name, metric), *beside, str(results.n)]
+            yield [split, name, _score(name, metric), *beside, str(results.rows(name))]
 
 
 def _weaknesses(record: RunRecord) -> Iterator[str]:

@@ -118,6 +118,19 @@ def test_a_bad_row_of_json_lines_is_refused_with_its_line_or_left_out(tmp_path, 
     assert [rows.where(0), rows.where(1)] == ["a.jsonl, line 1", "a.jsonl, line 4"]
 
 
+LISTS = {
+    "target": ("source", "a row has one target: keep one of them, or make a row of each"),
+    "text": ("label", "join its parts before, or name another column"),
+}
+
+
+@pytest.mark.parametrize(("role", "other", "remedy"), [(role, *facts) for role, facts in LISTS.items()], ids=LISTS)
+def test_a_column_of_lists_where_texts_belong_is_one_problem(tmp_path, role, other, remedy):
+    write(tmp_path, "a.jsonl", line({role: ["a", "b"], other: "x"}) * 30)
+    expected = f"data: a.jsonl: data.columns.{role}: expected texts, found a list in each row of '{role}' (['a', 'b']);"
+    assert refusal(tmp_path, "a.jsonl", "source" if role == "target" else role) == f"{expected} {remedy}"
+
+
 CELLS = {
     "a cell is absent": ("a.csv", "text,label\ngood,x\nbad\ngood,x\n", "expected 2 cells, found 1"),
     "a cell too many": ("a.csv", "text,label\ngood,x\nbad, indeed,x\ngood,x\n", "expected 2 cells, found 3"),

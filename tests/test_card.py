@@ -135,6 +135,27 @@ def test_results_table_gives_value_interval_rows_and_baselines():
     assert rows[2][2] == "macro F1"
 
 
+def test_one_baseline_is_one_column():
+    facts = record()
+    del facts.baselines["bag_of_words"]
+    assert "The column on the right is a simple method on the same rows" in render(recipe(), facts)
+
+
+def test_a_metric_over_a_part_of_the_rows_is_shown_with_their_number():
+    found = results(100, f1=(0.5, 0.4, 0.6), has_answer_f1=(0.6, 0.5, 0.7))
+    found.metrics["has_answer_f1"].n = 66
+    facts = record(results={"test": found}, model=model(pipeline="question-answering", labels=[]))
+    card = render(recipe(), facts)
+    assert [row[1:3] for row in table_under(card, "Results")[1:]] == [
+        ["100", "F1"],
+        ["66", "F1 where there is an answer"],
+    ]
+    [index] = fields(card)["model-index"]
+    names = [metric["name"] for metric in index["results"][0]["metrics"]]
+    assert [name.rpartition("n=")[2] for name in names] == ["100)", "66)"]
+    assert RunRecord.model_validate_json(facts.model_dump_json()).results["test"].rows("has_answer_f1") == 66
+
+
 def test_metrics_on_hundred_have_one_decimal_and_undefined_ones_say_so():
     facts = record(
         results={

@@ -152,6 +152,20 @@ def test_words_are_read_and_written_by_one_matrix_with_lora_too(tmp_path, tiny_c
     assert merged.decoder.cls.predictions.decoder.weight is merged.decoder.bert.embeddings.word_embeddings.weight
 
 
+def test_the_adapter_holds_what_was_trained_and_no_word_embeddings(tmp_path, tiny_checkpoint):
+    ready = prepared(tmp_path, tiny_checkpoint)
+    net, swap = adapted(ready)
+    words = net.get_base_model().config.decoder.vocab_size
+    trained = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
+    model.export(net.eval(), ready.tokenizer, ready.task, tmp_path / "export", base=None)
+    saved = load_file(tmp_path / "export" / "adapter" / "adapter_model.safetensors")
+    assert sum(weight.numel() for weight in saved.values()) == sum(weight.numel() for weight in trained.values())
+    assert {f"base_model.model.{name}" for name in swap.new.names} <= set(saved)
+    assert [name for name, weight in saved.items() if words in weight.shape] == [
+        "base_model.model.decoder.cls.predictions.bias"
+    ]
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # of transformers, read by PEFT
 @pytest.mark.parametrize("kind", ["joined", "t5"])
 def test_merged_export_equals_base_with_adapter(tmp_path, tiny_checkpoint, kind):

@@ -327,6 +327,11 @@ def test_answers_with_and_without_an_answer_apart() -> None:
         "no_answer_exact_match": pytest.approx(2 / 3),
         "no_answer_f1": pytest.approx(2 / 3),
     }
+    assert {name: found[name].n for name in ("f1", "has_answer_f1", "no_answer_f1")} == {
+        "f1": None,
+        "has_answer_f1": 40,
+        "no_answer_f1": 60,
+    }
     assert found["has_answer_f1"].high - found["has_answer_f1"].low > found["f1"].high - found["f1"].low
     assert list(metrics.answers(["f1"], [["x"]] * 3, ["x"] * 3)) == ["f1"]
 

@@ -76,7 +76,8 @@ def _headline(record: RunRecord, model: ModelFacts) -> str:
     )
     name = metric_name(chosen, model.pipeline)
     return (
-        f" {_capital(text(name))} {interval(chosen, results.metrics[chosen])} on {count(results.n)} {text(split)} rows."
+        f" {_capital(text(name))} {interval(chosen, results.metrics[chosen])} on {count(results.rows(chosen))}"
+        f" {text(split)} rows."
     )
 
 
@@ -107,7 +108,7 @@ def _result_rows(record: RunRecord, model: ModelFacts, baselines: list[str]) -> 
                 bounds = f"{score(metric, found.low)} to {score(metric, found.high)}"
             others = [_baseline(record, name, split, metric) for name in baselines]
             name = text(metric_name(metric, model.pipeline))
-            yield [text(split), count(results.n), name, interval(metric, found), bounds, *others]
+            yield [text(split), count(results.rows(metric)), name, interval(metric, found), bounds, *others]
 
 
 def _baseline(record: RunRecord, name: str, split: str, metric: str) -> str:
@@ -127,8 +128,10 @@ def _reading(record: RunRecord, model: ModelFacts) -> list[str]:
             f"The checkpoint of step {count(record.best.step)} was chosen by its {metric} on validation; figures on"
             " that split are a little optimistic for this reason."
         )
-    if record.baselines:
-        said.append("The columns on the right are simple methods on the same rows, trained on the same training split.")
+    methods = [name for name, found in record.baselines.items() if found]
+    if methods:
+        which = "column on the right is a simple method" if len(methods) == 1 else "columns on the right are simple methods"
+        said.append(f"The {which} on the same rows; what such a method learns, it learns from the training split.")
     return said
 
 

@@ -120,10 +120,10 @@ def _dataset(recipe: Recipe, split: str) -> dict[str, str]:
 
 def _metric(name: str, interval: Interval, results: SplitResults, pipeline: str) -> dict[str, Any]:
     assert interval.value is not None
-    shown = metric_name(name, pipeline)
-    metric = {"type": metric_on_hub(name), "value": round(interval.value, PLACES), "name": f"{shown} (n={results.n})"}
+    shown, rows = metric_name(name, pipeline), results.rows(name)
+    metric = {"type": metric_on_hub(name), "value": round(interval.value, PLACES), "name": f"{shown} (n={rows})"}
     if interval.low is not None and interval.high is not None:
-        metric["name"] = f"{shown} (95 % CI {score(name, interval.low)}-{score(name, interval.high)}, n={results.n})"
+        metric["name"] = f"{shown} (95 % CI {score(name, interval.low)}-{score(name, interval.high)}, n={rows})"
         metric["args"] = {"low": round(interval.low, PLACES), "high": round(interval.high, PLACES), "confidence": 0.95}
     return metric
 

@@ -91,7 +91,8 @@ def _loss(smoothing: float, weights: Any) -> str:
 def _happened(record: RunRecord) -> Iterator[tuple[str, str]]:
     training = record.training
     if training is not None:
-        yield "Steps", f"{count(training.steps)} ({training.epochs:.3g} epochs, {count(training.examples)} rows seen)"
+        epochs = f"{training.epochs:.3g} epoch{'' if training.epochs == 1 else 's'}"
+        yield "Steps", f"{count(training.steps)} ({epochs}, {count(training.examples)} rows seen)"
         yield "Time", _time(training.seconds, training.seconds_to_first_step)
         speed = training.tokens_per_second
         yield "Speed", f"{count(speed)} tokens a second, padding not counted" if speed is not None else ""

@@ -20,6 +20,7 @@ PURPOSES = {  # the pipeline's word -> what the model does
     "token-classification": "it marks words of a text with the labels below",
     "translation": "it translates a text",
 }
+WRITERS = ("summarization", "text2text-generation", "translation")  # they write texts and give no scores
 SMALL = 1000  # rows: below this, the interval is worth a warning
 
 
@@ -38,8 +39,9 @@ def purpose(model: ModelFacts) -> str:
 def uses(recipe: Recipe, model: ModelFacts) -> str:
     """Paragraphs: for what, and for what not."""
     language = f"language {_languages(recipe)}, " if recipe.card.language else ""
+    reach = "read {} tokens at a time" if model.pipeline == QUESTIONS else "up to {} tokens"
     return (
-        f"For texts like those in the training data ({language}up to {recipe.data.max_length} tokens):"
+        f"For texts like those in the training data ({language}{reach.format(recipe.data.max_length)}):"
         f" {purpose(model)}. Try it on a sample of your own texts first, with answers you know.\n\n"
         "Not meant for decisions about people without a person who checks them, for other kinds of text or other"
         " languages than those trained on, or as the only safeguard where an error does harm."
@@ -63,7 +65,8 @@ def _not_evaluated(record: RunRecord) -> str:
     calibrated = any(found.calibration for found in record.analysis.values())
     missing = ["other sources of text than the data above", "differences between groups of people"]
     missing += ["deliberate attempts to mislead the model"]
-    missing += [] if calibrated else ["whether its scores are calibrated probabilities"]
+    scored = record.model is None or record.model.pipeline not in WRITERS
+    missing += ["whether its scores are calibrated probabilities"] if scored and not calibrated else []
     return f"Not evaluated: {', '.join(missing[:-1])}{',' * (len(missing) > 3)} and {missing[-1]}."
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from finetune.data.values import MISSING, TYPE_WORDS, shown
+from finetune.data.values import MISSING, TEXT_ROLES, TYPE_WORDS, shown
 from finetune.errors import DataError
 from finetune.rows import KEPT
 
-__all__ = ["ColumnTypes", "Roles", "check_dots", "declared_names", "kept_roles", "pick", "resolve"]
+__all__ = ["ColumnTypes", "Roles", "check_dots", "check_texts", "declared_names", "kept_roles", "pick", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,22 @@ def check_dots(roles: dict[str, str], records: list[dict[str, Any]]) -> None:
         inner = sorted({key for value in pick(records, outer) if isinstance(value, dict) for key in value})
         found = f"{outer} has {', '.join(inner)}" if inner else f"{outer} has nothing inside"
         raise DataError(f"data.columns.{role}: no column {column!r}; {found}")
+
+
+def check_texts(roles: dict[str, str], records: list[dict[str, Any]]) -> None:
+    """Raises DataError for a column that is to hold texts and holds a list in each of the records."""
+    for role in (role for role in TEXT_ROLES if role in roles):
+        values = pick(records, roles[role])
+        if values and all(isinstance(value, (list, tuple)) for value in values):
+            remedy = (
+                "a row has one target: keep one of them, or make a row of each"
+                if role == "target"
+                else "join its parts before, or name another column"
+            )
+            raise DataError(
+                f"data.columns.{role}: expected texts, found a list in each row of {roles[role]!r}"
+                f" ({shown(values[0])}); {remedy}"
+            )
 
 
 def pick(records: list[dict[str, Any]], column: str) -> list[Any]:

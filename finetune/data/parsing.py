@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from finetune.data.columns import ColumnTypes, Roles, check_dots, kept_roles, pick, resolve
+from finetune.data.columns import ColumnTypes, Roles, check_dots, check_texts, kept_roles, pick, resolve
 from finetune.data.problems import Problems
 from finetune.data.readers import Block
 from finetune.data.values import Bad, convert
@@ -138,6 +138,7 @@ class _Parser:
             roles = resolve(before or self.mapping.columns, self.mapping.roles, names)
             roles |= kept_roles(self.mapping.kept, names)
             check_dots(roles, records)
+            check_texts(roles, records)
         except DataError as error:
             raise DataError(f"{source.name}: {error}") from None
         return roles

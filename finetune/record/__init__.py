@@ -48,6 +48,11 @@ class SplitResults(Part):
     n: int
     metrics: dict[str, Interval] = Field(default_factory=dict)
 
+    def rows(self, metric: str) -> int:
+        """How many rows a metric is over."""
+        own = self.metrics[metric].n
+        return self.n if own is None else own
+
     @model_serializer
     def _flatten(self) -> dict[str, Any]:
         return {"n": self.n} | {name: metric.model_dump() for name, metric in self.metrics.items()}

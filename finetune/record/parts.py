@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 __all__ = ["Interval", "Part"]
 
@@ -19,3 +21,9 @@ class Interval(Part):
     value: float | None
     low: float | None = None
     high: float | None = None
+    n: int | None = None  # rows it is over, where these are a part of the split only; not in JSON where it is None
+
+    @model_serializer(mode="wrap")
+    def _without_n(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if name != "n" or value is not None}
