@@ -67,7 +67,8 @@ def _new_parts(model: Any, names: Sequence[str]) -> tuple[list[str], list[str]]:
         outside = {id(weight) for name, weight in weights if not name.startswith(f"{module}.")}
         return inside <= new - outside
 
-    modules = _outermost(module for module in {name.rpartition(".")[0] for name in names} if module and is_whole(module))
+    around = {name.rpartition(".")[0] for name in names}
+    modules = _outermost(module for module in around if module and is_whole(module))
     return modules, [name for name in names if _inside(name, modules) == name]
 
 

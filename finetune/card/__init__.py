@@ -130,7 +130,8 @@ def _reading(record: RunRecord, model: ModelFacts) -> list[str]:
         )
     methods = [name for name, found in record.baselines.items() if found]
     if methods:
-        which = "column on the right is a simple method" if len(methods) == 1 else "columns on the right are simple methods"
+        one = len(methods) == 1
+        which = "column on the right is a simple method" if one else "columns on the right are simple methods"
         said.append(f"The {which} on the same rows; what such a method learns, it learns from the training split.")
     return said
 
