@@ -34,6 +34,9 @@ __all__ = ["Fit", "fit", "predict", "predict_here", "restore", "snapshot", "trai
 
 FP16_SKIPS = 20  # consecutive overflows after which fp16 training is given up
 LOG_EVERY = 10  # steps
+LOOK_EVERY = {
+    "cpu": 1
+}  # steps between two looks for gradients that were not finite; else LOG_EVERY: looking is waiting
 
 
 @dataclass
@@ -64,6 +67,8 @@ class Fit:
     counts: np.ndarray = field(init=False)
     widths: np.ndarray = field(init=False)  # tokens of each feature, (n, k)
     warmup: int = field(init=False)
+    guard: optim.FiniteGuard = field(init=False)
+    look_every: int = field(init=False)  # steps
     skips: int = 0  # consecutive, fp16
     proven_slots: int = 0  # of a micro-batch that fits into the memory of every process
     first_step_time: float | None = None  # when this process had made its first step, seconds since the epoch
@@ -72,12 +77,15 @@ class Fit:
         self.counts = self.task.counts(self.features)
         self.widths = self.task.widths(self.features)
         self.warmup = optim.warmup_steps(self.settings.warmup, self.plan.steps)
+        self.guard = optim.FiniteGuard(_inner(self.optimizer), self.accelerator.device)
+        self.look_every = LOOK_EVERY.get(self.accelerator.device.type, LOG_EVERY)
 
 
 def fit(run: Fit) -> None:
     """Train to the end of the plan, to early stopping, or until a stop is asked for.
 
-    Raises NonFiniteError before a step from a non-finite gradient, and Preempted after saving on a stop request.
+    A gradient that is not finite makes no step; NonFiniteError is raised within `look_every` steps, before anything
+    is logged, evaluated or saved. Raises Preempted after saving on a stop request.
     """
     progress, accelerator = run.progress, run.accelerator
     window = torch.tensor(progress.window_loss, dtype=torch.float64, device=_accumulator_device(accelerator))
@@ -93,12 +101,15 @@ def fit(run: Fit) -> None:
         window += _optimizer_step(run, rows)
         run.first_step_time = run.first_step_time or time.time()
         _count(run, rows)
+        if progress.step % run.look_every == 0:
+            _require_finite(run)
         progress.seconds += time.perf_counter() - started
         if progress.step % LOG_EVERY == 0 or progress.step == run.plan.steps:
             _log(run, window)
         progress.evaluation_owed = run.evaluate is not None and _evaluation_due(run)
         stop, due = _agree(accelerator, bool(run.stop), accelerator.is_main_process and run.save_due(progress.step))
         if stop or due:
+            _require_finite(run)
             started = time.perf_counter()
             progress.window_loss = float(window)
             run.save(snapshot(run))
@@ -128,12 +139,12 @@ def _optimizer_step(run: Fit, rows: np.ndarray) -> torch.Tensor:
     trainable = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     limit = run.settings.max_grad_norm
     norm = accelerator.clip_grad_norm_(trainable, float("inf") if limit is None else limit)
-    if accelerator.scaler is None and not bool(torch.isfinite(norm)):
-        raise NonFiniteError(_non_finite(run, rows, "the gradient is NaN or infinite"))
+    if accelerator.scaler is None:
+        run.guard.watch(norm, progress.step)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     if accelerator.scaler is not None:
-        _watch_scale(run, rows)
+        _watch_scale(run)
     return loss
 
 
@@ -245,16 +256,23 @@ def _settle_buckets(run: Fit) -> None:
         run.optimizer.zero_grad(set_to_none=True)
 
 
-def _non_finite(run: Fit, rows: np.ndarray, what: str) -> str:
-    ids = [run.rows.table.column("id")[int(run.features.scalars["row"][row])].as_py() for row in rows[:8]]
+def _require_finite(run: Fit) -> None:
+    step = run.guard.first()
+    if step is not None:
+        raise NonFiniteError(_non_finite(run, step, "the gradient is NaN or infinite"))
+
+
+def _non_finite(run: Fit, step: int, what: str) -> str:
+    rows = run.plan.rows(step)
+    ids = _ids(run, rows[:8])
     return (
-        f"step {run.progress.step + 1}: {what}; no step was made, and the last checkpoint is intact."
+        f"step {step + 1}: {what}; no step was made of it, and the last checkpoint is intact."
         f" The batch holds the rows {', '.join(ids)}{' …' if len(rows) > 8 else ''}. Lower train.learning_rate, or use"
         " precision fp32 or bf16"
     )
 
 
-def _watch_scale(run: Fit, rows: np.ndarray) -> None:
+def _watch_scale(run: Fit) -> None:
     """fp16: an overflow skips the update; too many in a row, or a scale below 1, end the run."""
     skipped = bool(run.accelerator.optimizer_step_was_skipped)
     run.skips = run.skips + 1 if skipped else 0
@@ -262,7 +280,7 @@ def _watch_scale(run: Fit, rows: np.ndarray) -> None:
     scale = run.accelerator.scaler.get_scale()
     if run.skips > FP16_SKIPS or scale < 1:
         raise NonFiniteError(
-            _non_finite(run, rows, f"fp16 overflowed {run.skips} times in a row, loss scale {scale:g}")
+            _non_finite(run, run.progress.step, f"fp16 overflowed {run.skips} times in a row, loss scale {scale:g}")
         )
 
 
@@ -274,9 +292,14 @@ def _count(run: Fit, rows: np.ndarray) -> None:
     progress.examples += len(rows)
     progress.tokens += int(run.widths[rows].sum())
     progress.slots += _slots(run, rows)
-    ids = run.rows.table.column("id").take(run.features.scalars["row"][rows]).to_pylist()
-    text = progress.sample_log_sha256 + "\n".join(ids)
+    text = progress.sample_log_sha256 + "\n".join(_ids(run, rows))
     progress.sample_log_sha256 = hashlib.sha256(text.encode()).hexdigest()
+
+
+def _ids(run: Fit, rows: np.ndarray) -> list[str]:
+    """Of features; one by one, since `take` joins all chunks of a text column first."""
+    column = run.rows.table.column("id")
+    return [column[row].as_py() for row in run.features.scalars["row"][rows].tolist()]
 
 
 def _slots(run: Fit, rows: np.ndarray) -> int:
@@ -301,6 +324,7 @@ def _agree(accelerator: Accelerator, stop: bool, save: bool) -> tuple[bool, bool
 
 
 def _log(run: Fit, window: torch.Tensor) -> None:
+    _require_finite(run)
     rate = run.optimizer.param_groups[0]["lr"]
     run.log({"loss": float(window) / max(1, run.progress.window_steps), "learning_rate": rate})
     window.zero_()
@@ -320,6 +344,7 @@ def _evaluate(run: Fit) -> None:
     """Evaluate; keep the weights when they are the best so far; stop after `patience` evaluations without gain."""
     assert run.evaluate is not None
     progress = run.progress
+    _require_finite(run)
     run.heart.phase(f"the evaluation after step {progress.step}")
     run.model.eval()
     value = run.evaluate()

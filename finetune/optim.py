@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-__all__ = ["adamw", "learning_rate", "parameter_groups", "warmup_steps"]
+__all__ = ["FiniteGuard", "adamw", "learning_rate", "parameter_groups", "warmup_steps"]
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -26,6 +26,29 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 def adamw(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """Fused AdamW with betas (0.9, 0.999) and epsilon 1e-8. Source: Loshchilov & Hutter, arXiv:1711.05101."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate, fused=True)
+
+
+class FiniteGuard:
+    """Keeps a fused optimizer from updating with a gradient that is not finite, without waiting for the device.
+
+    The kernel itself skips where `found_inf` is 1, and takes the step back from its counters. Source:
+    torch.optim.AdamW, `_fused_adamw`, as torch.amp.GradScaler uses it.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self._optimizer = optimizer
+        self._first = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def watch(self, norm: torch.Tensor, step: int) -> None:
+        """Call before the update of step `step` (from 0). norm: of the gradient, ()."""
+        bad = ~torch.isfinite(norm)
+        self._optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        self._first = torch.where(bad & (self._first < 0), step, self._first)
+
+    def first(self) -> int | None:
+        """The first step whose gradient was not finite; waits for the device."""
+        step = int(self._first)
+        return None if step < 0 else step
 
 
 def warmup_steps(warmup: float, steps: int) -> int:

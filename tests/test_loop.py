@@ -202,6 +202,21 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(ready):
     assert all(torch.equal(run.weights()[name], value) for name, value in before.items())
 
 
+def test_where_looking_is_dear_such_a_gradient_still_makes_no_step_and_is_named_later(ready):
+    run = Session(ready, settings(ready, max_steps=8))
+    run.fit.look_every = 4
+    original = run.fit.task.loss
+
+    def loss(outputs, batch):
+        return original(outputs, batch) * (float("inf") if run.fit.progress.step == 1 else 1.0)
+
+    run.fit.task.loss = loss
+    with pytest.raises(NonFiniteError, match="step 2: the gradient is NaN or infinite"):
+        loop.fit(run.fit)
+    assert run.fit.progress.step == 4
+    assert all(torch.isfinite(value).all() for value in run.weights().values())
+
+
 class Scaler:
     """The loss scale of fp16 as it stands after each step, without a GPU."""
 
@@ -213,8 +228,9 @@ class Scaler:
 
 
 def watch(run, scale, skipped):
-    accelerator = SimpleNamespace(scaler=Scaler(scale), optimizer_step_was_skipped=skipped)
-    loop._watch_scale(dataclasses.replace(run.fit, accelerator=accelerator), run.fit.plan.rows(0))
+    device = torch.device("cpu")
+    accelerator = SimpleNamespace(scaler=Scaler(scale), optimizer_step_was_skipped=skipped, device=device)
+    loop._watch_scale(dataclasses.replace(run.fit, accelerator=accelerator))
 
 
 def test_an_overflow_of_fp16_is_counted_and_a_collapsed_scale_ends_the_run(ready):

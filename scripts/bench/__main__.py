@@ -34,7 +34,6 @@ ARMS = {
     "trainer-bf16-padded": Arm(padded=True),
     "ours-fp32": Arm(precision="fp32"),
     "ours-lora": Arm(lora=True),
-    "bare-loop": Arm(),
 }
 DEFAULT_ARMS = list(ARMS)[:5]
 
@@ -54,6 +53,8 @@ def main() -> None:
         from scripts.bench import scale
 
         results["scale"] = [*results.get("scale", []), *scale.measure(options.rows, options.checkpoint)]
+    if options.overhead:
+        results["overhead"] = {task: _overhead(task, options) for task in options.tasks}
     for task in options.tasks if options.data else []:
         for seed in options.seeds:
             for arm in options.arms:
@@ -65,21 +66,30 @@ def main() -> None:
     print(render(results))
 
 
+def _overhead(task: str, options: argparse.Namespace) -> dict[str, Any]:
+    from scripts.bench import overhead
+
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        settings = {"checkpoint": options.checkpoint, "seed": options.seeds[0], "precision": "bf16", "lora": False}
+        return overhead.measure(tasks.write_recipe(task, options.data, Path(name), **settings))
+
+
 def _options() -> argparse.Namespace:
     files = "; ".join(name for files in tasks.FILES.values() for name in files.values())
     parser = argparse.ArgumentParser(
         prog="scripts/benchmark",
         description=__doc__,
         epilog=f"--data is a folder with {files}; only those of --tasks are read. Arms that are not run by default:"
-        " ours-fp32, ours-lora, bare-loop. Without --data the table of --out is printed.",
+        " ours-fp32, ours-lora. Without --data the table of --out is printed.",
     )
     parser.add_argument("--data", type=Path, help="folder with the data sets")
     parser.add_argument("--tasks", nargs="+", choices=tasks.RECIPES, default=["sequence"])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=DEFAULT_ARMS, help="in turn, for each seed")
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=DEFAULT_ARMS, help="in turn, for each seed; or none")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--checkpoint", default=tasks.CHECKPOINT, help="encoder: Hub id, folder or package://…")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="runs are added to this file")
     parser.add_argument("--limit-model", action="store_true", help="measure the machine's matrix products, too")
+    parser.add_argument("--overhead", action="store_true", help="measure the loop beside a bare PyTorch loop, too")
     parser.add_argument("--rows", nargs="+", type=int, help="generate so many rows and measure each stage of a run")
     parser.add_argument("--one", nargs=2, metavar=("FOLDER", "RESULT"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -139,7 +149,7 @@ def _figures(arm: str, path: Path) -> dict[str, Any]:
         return trainer.train(path, precision=way.precision, grouped=way.grouped, padded=way.padded)
     from scripts.bench import ours
 
-    return ours.bare(path) if arm == "bare-loop" else ours.train(path)
+    return ours.train(path)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from scripts.bench import scale
+from scripts.bench import overhead, scale
 
 __all__ = ["render"]
 
@@ -16,7 +16,11 @@ def render(results: dict[str, Any]) -> str:
     """Markdown. Medians over the runs of an arm, in brackets the least and the most; quality by seed."""
     tasks = list(dict.fromkeys(run["task"] for run in results["runs"]))
     parts = [_task(task, [run for run in results["runs"] if run["task"] == task], results) for task in tasks]
-    return "\n".join([*parts, *([f"\n{scale.render(results['scale'])}"] if "scale" in results else [])])
+    if "overhead" in results:
+        parts.append(f"\n{overhead.render(results['overhead'])}")
+    if "scale" in results:
+        parts.append(f"\n{scale.render(results['scale'])}")
+    return "\n".join(parts)
 
 
 def _task(task: str, runs: list[dict[str, Any]], results: dict[str, Any]) -> str:
