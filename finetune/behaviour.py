@@ -20,6 +20,7 @@ from finetune.recipe import Recipe
 from finetune.record import Interval
 from finetune.record.analysis import Check, Example, Measure
 from finetune.rows import Rows
+from finetune.signals import StopFlag
 from finetune.tasks.base import Predictions, Task
 
 __all__ = ["Trial", "checks", "trials"]
@@ -50,19 +51,30 @@ class _Runner:
     task: Task
     tokenizer: Any
     events: Events
+    stop: StopFlag | None
 
     def predict(self, rows: Rows) -> Predictions | None:
         features = encode_now(rows, self.task, self.tokenizer)
         return evaluation.predict_split(
-            self.accelerator, self.model, self.task, self.tokenizer, features, rows, self.events
+            self.accelerator, self.model, self.task, self.tokenizer, features, rows, self.events, stop=self.stop
         )
 
 
 def trials(
-    recipe: Recipe, rows: Rows, accelerator: Accelerator, model: Any, task: Task, tokenizer: Any, events: Events
+    recipe: Recipe,
+    rows: Rows,
+    accelerator: Accelerator,
+    model: Any,
+    task: Task,
+    tokenizer: Any,
+    events: Events,
+    stop: StopFlag | None = None,
 ) -> list[Trial]:
-    """Predict the changed rows of every check that the recipe asks for; the same on all processes."""
-    runner = _Runner(accelerator, model, task, tokenizer, events)
+    """Predict the changed rows of every check that the recipe asks for; the same on all processes.
+
+    Raises Preempted once `stop` is set.
+    """
+    runner = _Runner(accelerator, model, task, tokenizer, events, stop)
     asked = recipe.evaluate.checks or []
     found = [_invariance(runner, kind, rows) for kind in (KINDS if asked == "all" else asked)]
     by_name: dict[str, list[Pair]] = {}

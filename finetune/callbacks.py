@@ -36,7 +36,7 @@ class Callbacks:
         return self.saves.due
 
     def evaluate(self) -> float | None:
-        """Score validation; the value of the selecting metric, the same on every process."""
+        """Score validation; the value of the selecting metric, the same on every process. Raises Preempted."""
         job, ready = self.job, self.ready
         accelerator = self.fit.accelerator
         with self.meter.phase("evaluate"):
@@ -48,6 +48,7 @@ class Callbacks:
                 ready.features["validation"],
                 ready.splits["validation"],
                 job.events,
+                stop=job.stop,
             )
             value: float | None = None
             if predictions is not None:

@@ -18,6 +18,7 @@ from finetune.features import Features, in_memory
 from finetune.first_position import install_first_position
 from finetune.record import Analysis, SplitResults
 from finetune.rows import Rows
+from finetune.signals import StopFlag
 from finetune.tasks.base import Predictions, Task
 
 __all__ = ["analyse_split", "hard_rows", "match_labels", "predict_published", "predict_split", "score_split"]
@@ -35,10 +36,11 @@ def predict_split(
     events: Events,
     *,
     as_published: bool = False,
+    stop: StopFlag | None = None,
 ) -> Predictions | None:
     """Predictions for every row, in the order of the rows, on the main process; None on the others.
 
-    as_published: `predict_published`, too.
+    as_published: `predict_published`, too. Raises Preempted once `stop` is set.
     """
     was_training = model.training
     model.eval()
@@ -48,13 +50,13 @@ def predict_split(
         events.progress(f"evaluate {rows.split}", done, total, {})
 
     try:
-        outputs = loop.predict(accelerator, model, task, features, tokenizer, on_batch=tell)
+        outputs = loop.predict(accelerator, model, task, features, tokenizer, on_batch=tell, stop=stop)
     finally:
         restore()
         model.train(was_training)
     predictions = None if outputs is None else task.decode(outputs, features, rows)
     if as_published:
-        predict_published(accelerator, model, task, tokenizer, rows, predictions, events)
+        predict_published(accelerator, model, task, tokenizer, rows, predictions, events, stop)
     return predictions
 
 
@@ -66,13 +68,14 @@ def predict_published(
     rows: Rows,
     predictions: Predictions | None,
     events: Events,
+    stop: StopFlag | None = None,
 ) -> None:
     """Where callers of the pipeline give their texts otherwise than the rows do: predict those, and compare."""
     given = task.published(rows)
     if given is None:
         return
     read = in_memory(task.encode(next(given.batches(len(given))), tokenizer))
-    found = predict_split(accelerator, model, task, tokenizer, read, given, events)
+    found = predict_split(accelerator, model, task, tokenizer, read, given, events, stop=stop)
     if predictions is not None and found is not None:
         task.compare_published(predictions, found, rows)
 

@@ -34,7 +34,10 @@ VERIFIED_TEXTS = ("", "Привет, мир! 你好，世界。 שלום עול�
 
 
 def conclude(job: Job, ready: Prepared, fit: loop.Fit, meter: Carbon, tracking: Tracking | None) -> None:
-    """From the last step to a finished, or published, run. Raises PublishError when the run is whole but not out."""
+    """From the last step to a finished, or published, run.
+
+    Raises Preempted, after which all of it is done again, and PublishError when the run is whole but not out.
+    """
     record, folder = job.record, job.folder
     job.heart.phase("the evaluation of the export")
     record.training = _training(fit)
@@ -50,14 +53,19 @@ def conclude(job: Job, ready: Prepared, fit: loop.Fit, meter: Carbon, tracking: 
             _calibrate(job, ready, fit, net)
         found = _predictions(job, ready, fit, net)
         tried = _trials(job, ready, fit, net)
-    emissions = carbon.combine(gather_object([meter.close() if meter.enabled else None]))
-    if not job.main:
-        return
-    _results(job, ready, found, tried)
-    model.write_config(net.config, ready.task, folder.export)
-    _write_cases(job, ready, fit, net)
-    record.emissions = emissions
-    carbon.write_csv(folder.emissions, emissions, meter.facts)
+    record.emissions = carbon.combine(gather_object([meter.close() if meter.enabled else None]))
+    if job.main:
+        with job.stop.at_once():  # the other processes have nothing left to do
+            _results(job, ready, found, tried)
+            model.write_config(net.config, ready.task, folder.export)
+            _write_cases(job, ready, fit, net)
+            carbon.write_csv(folder.emissions, record.emissions, meter.facts)
+            _finish(job, tracking)
+
+
+def _finish(job: Job, tracking: Tracking | None) -> None:
+    """Pictures, card, the finished record; then verification and push."""
+    record, folder = job.record, job.folder
     _draw_pictures(job)
     write_card(job.recipe, folder, record)
     record.export = Export(files=model.describe_files(folder.export))
@@ -155,6 +163,7 @@ def _predict(job: Job, ready: Prepared, fit: loop.Fit, net: Any, name: str) -> P
         ready.splits[name],
         job.events,
         as_published=True,
+        stop=job.stop,
     )
 
 
@@ -164,7 +173,8 @@ def _trials(job: Job, ready: Prepared, fit: loop.Fit, net: Any) -> dict[str, lis
     if split is None:
         return {}
     rows = ready.splits[split]
-    return {split: behaviour.trials(job.recipe, rows, fit.accelerator, net, ready.task, ready.tokenizer, job.events)}
+    tried = behaviour.trials(job.recipe, rows, fit.accelerator, net, ready.task, ready.tokenizer, job.events, job.stop)
+    return {split: tried}
 
 
 def _results(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def fit(run: Fit) -> None:
     _settle_buckets(run)
     while True:
         if progress.evaluation_owed:
-            _evaluate(run)
+            _evaluate(run, window)
         if progress.step >= run.plan.steps or progress.stopped_early:
             break
         started = time.perf_counter()
@@ -109,19 +110,25 @@ def fit(run: Fit) -> None:
         progress.evaluation_owed = run.evaluate is not None and _evaluation_due(run)
         stop, due = _agree(accelerator, bool(run.stop), accelerator.is_main_process and run.save_due(progress.step))
         if stop or due:
-            _require_finite(run)
-            started = time.perf_counter()
-            progress.window_loss = float(window)
-            run.save(snapshot(run))
-            progress.seconds += time.perf_counter() - started
+            _save(run, window)
         if stop:
-            accelerator.wait_for_everyone()  # a launcher ends all processes as soon as one has ended
-            run.stop.obeyed = True
-            reason = run.stop.reason or "another process was asked to stop"
-            raise Preempted(
-                f"stopped at step {progress.step} of {run.plan.steps} ({reason}); the same command continues"
-            )
+            _leave(run)
     progress.window_loss = float(window)
+
+
+def _save(run: Fit, window: torch.Tensor) -> None:
+    _require_finite(run)
+    started = time.perf_counter()
+    run.progress.window_loss = float(window)
+    run.save(snapshot(run))
+    run.progress.seconds += time.perf_counter() - started
+
+
+def _leave(run: Fit) -> NoReturn:
+    """End a run whose state is saved. Raises Preempted."""
+    run.accelerator.wait_for_everyone()  # a launcher ends all processes as soon as one has ended
+    run.stop.obeyed = True
+    raise Preempted(run.stop.message(f" at step {run.progress.step} of {run.plan.steps}"))
 
 
 # -------------------------------------------------------------------------------------------- one optimizer step
@@ -340,14 +347,21 @@ def _evaluation_due(run: Fit) -> bool:
     return step % run.evaluate_every == 0
 
 
-def _evaluate(run: Fit) -> None:
-    """Evaluate; keep the weights when they are the best so far; stop after `patience` evaluations without gain."""
+def _evaluate(run: Fit, window: torch.Tensor) -> None:
+    """Evaluate; keep the weights when they are the best so far; stop after `patience` evaluations without gain.
+
+    Raises Preempted on a stop request, after saving: the evaluation is still owed.
+    """
     assert run.evaluate is not None
     progress = run.progress
     _require_finite(run)
     run.heart.phase(f"the evaluation after step {progress.step}")
     run.model.eval()
-    value = run.evaluate()
+    try:
+        value = run.evaluate()
+    except Preempted:
+        _save(run, window)
+        _leave(run)
     run.model.train()
     progress.evaluation_owed = False
     sign = 1 if run.larger_is_better else -1
@@ -418,15 +432,23 @@ def predict(
     max_rows: int = 64,
     max_slots: int = 8192,
     on_batch: Callable[[int, int], None] | None = None,
+    stop: StopFlag | None = None,
 ) -> dict[str, list[np.ndarray]] | None:
     """Run the model over all features, each exactly once, longest first.
 
     Returns, on the main process, name -> one array per feature in the order of the features; None on the others.
-    `on_batch` is told (features done, all features), of this process.
+    `on_batch` is told (features done, all features), of this process. Raises Preempted on all processes once `stop` is
+    set on one of them.
     """
     batches = batching.sorted_batches(features.lengths, max_rows, max_slots)
+    rounds = -(-len(batches) // accelerator.num_processes)
     batches = batches[accelerator.process_index :: accelerator.num_processes]
-    found = list(_outputs(model, task, features, tokenizer, batches, accelerator.device, on_batch))
+    outputs = _outputs(model, task, features, tokenizer, batches, accelerator.device, on_batch)
+    found = []
+    for _ in range(rounds):
+        found += itertools.islice(outputs, 1)
+        if stop is not None and _agree(accelerator, bool(stop), save=False)[0]:
+            raise Preempted(stop.message())
     shares = _gather(accelerator, found)
     return None if shares is None else _in_order(shares, len(features))
 

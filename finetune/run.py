@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ __all__ = ["push", "train"]
 
 PROCESS_TIMEOUT = datetime.timedelta(minutes=10)
 SMALLER_IS_BETTER = frozenset({"loss", "mse"})
+WHOLE = ("finished", "published")  # states of a run with nothing left to train
 
 # -------------------------------------------------------------------------------------------- the whole run
 
@@ -57,7 +58,8 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto", events: Eve
     try:
         earlier = _open(recipe, folder, resume, state)
         if earlier is not None:
-            return _finished_before(recipe, folder, earlier, events)
+            with stop_requests() as stop, stop.at_once():
+                return _finished_before(recipe, folder, earlier, events)
         record = _new_record(recipe, state)
         recorded, beating = _recorded(folder, record, recipe, events), _beating(state, folder, record)
         with stop_requests() as stop, recorded, beating as heart:
@@ -75,7 +77,7 @@ def _open(recipe: Recipe, folder: RunFolder, resume: str, state: PartialState) -
     try:
         folder.open()
         earlier = _earlier_record(folder, recipe, resume)
-        if earlier is not None and earlier.status in ("finished", "published"):
+        if earlier is not None and earlier.status in WHOLE:
             return earlier
         problems = services.problems(recipe)
         if problems:
@@ -116,7 +118,7 @@ def _earlier_record(folder: RunFolder, recipe: Recipe, resume: str) -> RunRecord
         )
     if record is None:
         return None
-    begun = saved or record.status in ("finished", "published")
+    begun = saved or record.status in WHOLE
     changed = []
     if begun and folder.recipe.is_file():
         changed = difference(folder.recipe.read_text(encoding="utf-8"), recipe.moved_to(folder.path))
@@ -166,22 +168,23 @@ def _recorded(folder: RunFolder, record: RunRecord, recipe: Recipe, events: Even
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, PublishError):
+        if record.status not in WHOLE:
             record.status = "pre-empted" if isinstance(error, Preempted) else "failed"
         record.exit_code = error.exit_code if isinstance(error, FinetuneError) else 1
         record.error = str(error) or type(error).__name__
         with suppress(StorageError):  # a disk that ends a run may refuse its record, too
-            _close(folder, record, recipe, events)
+            _close(folder, record)
+            if isinstance(error, PublishError):
+                finish.write_report(recipe, folder, record, events)
         raise
     record.exit_code = 0
-    _close(folder, record, recipe, events)
+    _close(folder, record)
+    finish.write_report(recipe, folder, record, events)
 
 
-def _close(folder: RunFolder, record: RunRecord, recipe: Recipe, events: Events) -> None:
+def _close(folder: RunFolder, record: RunRecord) -> None:
     record.ended = _now()
     folder.write_record(record)
-    if record.status in ("finished", "published"):
-        finish.write_report(recipe, folder, record, events)
 
 
 def _beating(state: PartialState, folder: RunFolder, record: RunRecord) -> AbstractContextManager[Heartbeat]:
@@ -203,8 +206,9 @@ def _train(job: Job) -> RunRecord:
     saved = _last_snapshot(job)
     carried = saved.progress.carried if saved else {}
     meter = _meter(job, carried)
-    ready = prepare(job.recipe, job.events)
-    loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, job.recipe)
+    with job.stop.at_once() if job.state.num_processes == 1 else nullcontext():  # nobody waits for this process
+        ready = prepare(job.recipe, job.events)
+        loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, job.recipe)
     _describe(job, ready, loaded)
     if job.main:
         _claim(job, loaded)
@@ -405,7 +409,7 @@ def push(
     """Verify and push the export of a finished run; can be repeated. Raises PublishError, OutputError."""
     folder = RunFolder(run_dir)
     record = folder.read_record() if run_dir.is_dir() else None
-    if record is None or record.status not in ("finished", "published"):
+    if record is None or record.status not in WHOLE:
         state = "no run" if record is None else f"a run that is {record.status}"
         raise OutputError(f"{run_dir}: holds {state}; expected the folder of a finished run")
     folder.open()

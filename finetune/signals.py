@@ -1,44 +1,81 @@
-"""A request to stop: signals, and under a launcher the death of the parent, become a flag that the loop reads."""
+"""A request to stop: signals, and under a launcher the death of the parent, become a flag or an exception."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
+from finetune.errors import Preempted
+
 __all__ = ["STOPPING", "StopFlag", "stop_requests", "under_launcher"]
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ECHO_SECONDS = 5.0  # a signal to a whole group arrives twice: from its sender, and passed on by the launcher
+WATCH_SECONDS = 0.2  # between two looks at the parent
+
+
+class _Stopped(BaseException):
+    """Leaves the block of `at_once`; no `except Exception` on the way may take it for a failure of its own."""
 
 
 class StopFlag:
     """Whether a stop was asked for, and by what."""
 
-    def __init__(self, watch_parent: bool) -> None:
+    def __init__(self, launched: bool) -> None:
         self.reason: str | None = None
-        self.obeyed = False  # the checkpoint is saved: a launcher that ends its processes must not disturb the rest
+        self.obeyed = False  # what was to be saved is saved: a launcher that ends its processes must not disturb
+        self._launched, self._parent = launched, os.getppid()
         self._first = 0.0
-        self._parent = os.getppid() if watch_parent else None
+        self._at_once = False
 
     def __bool__(self) -> bool:
-        if self.reason is None and self._parent is not None and os.getppid() != self._parent:
-            self._ask("the launcher died")
         return self.reason is not None
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The first signal sets the flag; the second ends the process at once, which loses no committed file."""
-        echo = self._parent is not None and time.monotonic() - self._first < ECHO_SECONDS
-        if self.reason is not None and not echo and not self.obeyed:
-            os._exit(128 + number)
-        if self.reason is None:
-            self._ask(signal.Signals(number).name)
+        if self.reason is not None:
+            if not self._launched or not (self.obeyed or time.monotonic() - self._first < ECHO_SECONDS):
+                os._exit(128 + number)
+            return
+        orphaned = self._launched and os.getppid() != self._parent
+        self.reason = "the launcher died" if orphaned else signal.Signals(number).name
+        self._first = time.monotonic()
+        if self._at_once:
+            raise _Stopped
 
-    def _ask(self, reason: str) -> None:
-        self.reason, self._first = reason, time.monotonic()
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """In this block a stop does not wait to be asked about: Preempted leaves it from wherever the main thread is.
+
+        For work that begins again from what is on disk.
+        """
+        try:
+            self._at_once = True
+            if self:
+                raise _Stopped
+            yield
+        except _Stopped:
+            self.obeyed = True
+            raise Preempted(self.message()) from None
+        finally:
+            self._at_once = False
+
+    def message(self, where: str = "") -> str:
+        """What the user is told; `where` begins with a blank."""
+        return f"stopped{where} ({self.reason or 'another process was asked to stop'}); the same command continues"
+
+    def watch_parent(self, over: threading.Event) -> None:
+        """Until `over`: when the launcher dies, send SIGTERM to the main thread, as it would have."""
+        main = threading.main_thread().ident
+        while main is not None and not over.wait(WATCH_SECONDS):
+            if os.getppid() != self._parent:
+                signal.pthread_kill(main, signal.SIGTERM)
+                return
 
 
 def under_launcher(environment: Mapping[str, str] = os.environ) -> bool:
@@ -49,10 +86,14 @@ def under_launcher(environment: Mapping[str, str] = os.environ) -> bool:
 @contextmanager
 def stop_requests() -> Iterator[StopFlag]:
     """Handle SIGTERM, SIGINT and SIGUSR1 by a StopFlag until the block ends; then the earlier handlers are back."""
-    flag = StopFlag(watch_parent=under_launcher())
+    launched = under_launcher()
+    flag, over = StopFlag(launched), threading.Event()
     before = {number: signal.signal(number, flag.on_signal) for number in STOPPING}
+    if launched:
+        threading.Thread(target=flag.watch_parent, args=(over,), name="parent", daemon=True).start()
     try:
         yield flag
     finally:
+        over.set()
         for number, handler in before.items():
             signal.signal(number, handler)

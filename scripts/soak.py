@@ -2,6 +2,9 @@
 
 Both must end with the same bytes: exported weights, optimizer tensors, order of the rows, metrics, predictions.
 
+A kill comes when the checkpoints show that the run has reached a step drawn at random; one of ten while it starts. It
+hits all processes, or one of several, or the launcher alone.
+
 --start command: the command line, by `accelerate launch` where there are several processes.
 --start fork: forks of one process that has imported everything, with the environment of the launcher: the same code in
 a fraction of the time. Such a run is over for us when its record says `finished`; the verification after it only reads.
@@ -37,6 +40,8 @@ HEADS = ("sequence", "token", "span", "seq2seq")
 BATCH = 18
 GRACE_SECONDS = 30
 LONGEST_SECONDS = 300  # of one start; one that takes longer hangs
+PLACES = ("before its first save", "training", "saving", "after the last step")
+ALL, ONE, LAUNCHER = "all", "one process", "the launcher"
 
 CHANGES = (
     "model.sha256=null",
@@ -85,8 +90,10 @@ class Result:
     """What one kind came to; `differences` is empty when the killed run and the uninterrupted one agree."""
 
     kind: str
+    start: str
     kills: int = 0
-    places: dict[str, int] = field(default_factory=dict)  # where the kills hit -> how many
+    places: dict[str, int] = field(default_factory=dict)  # what the run was doing -> kills
+    victims: dict[str, int] = field(default_factory=dict)  # all processes, one of them, the launcher -> kills
     resumed_from: list[int] = field(default_factory=list)  # steps
     differences: list[str] = field(default_factory=list)
     fingerprint: dict[str, str] = field(default_factory=dict)
@@ -141,6 +148,16 @@ def _stop(number: int, _frame: object) -> None:
 # -------------------------------------------------------------------------------------------- one kind
 
 
+@dataclass
+class Whole:
+    """The uninterrupted run: its steps, and seconds until its first checkpoint, its last one, and its end."""
+
+    steps: int
+    begun: float
+    trained: float
+    finished: float
+
+
 def _soak(kind: Kind, kills: int, folder: Path, options: argparse.Namespace) -> Result:
     """The result of one kind, from disk when an earlier call of the script came to it."""
     place = folder / kind.name
@@ -155,14 +172,11 @@ def _soak(kind: Kind, kills: int, folder: Path, options: argparse.Namespace) -> 
         way = Fork if options.start == "fork" else Start
         return way(kind, kind.arguments(checkpoint, place / name), place / name)
 
-    times = _to_its_end(start("whole"))
-    result = Result(kind.name)
+    whole = _to_its_end(start("whole"))
+    result = Result(kind.name, _way(kind, options.start))
     draw = random.Random(f"{options.seed} {kind.name}")
-    for _ in range(kills):
-        where = _killed(start("cut"), draw, *times, 2 / (kills + 1))
-        if where is not None:
-            result.kills += 1
-            result.places[where] = result.places.get(where, 0) + 1
+    for number in range(kills):
+        _killed(start("cut"), draw, whole, (number / kills, (number + 1) / kills), result)
     _to_its_end(start("cut"))
     result.fingerprint, found = fingerprint(place / "whole"), fingerprint(place / "cut")
     names = result.fingerprint.keys() | found.keys()
@@ -172,42 +186,64 @@ def _soak(kind: Kind, kills: int, folder: Path, options: argparse.Namespace) -> 
     return result
 
 
-def _to_its_end(run: Start) -> tuple[float, float]:
-    """Wait for a run; seconds until its folder had a checkpoint, and until it had finished."""
+def _way(kind: Kind, start: str) -> str:
+    if start == "fork":
+        return "forks"
+    return "accelerate launch" if kind.processes > 1 else "python -m finetune"
+
+
+def _to_its_end(run: Start) -> Whole:
+    """Wait for a run that nobody kills."""
     started = time.monotonic()
-    begun: list[float] = []
+    moments: dict[int, float] = {}  # step of a checkpoint -> when it was first seen
 
     def over() -> bool:
-        if not begun and any((run.output / "checkpoints").glob("step-*")):
-            begun.append(time.monotonic() - started)
+        moments.setdefault(_newest(run.output), time.monotonic() - started)
         return run.over()
 
     run.wait_for(over)
     if any(run.codes()):
         raise SystemExit(f"{run.log}: exit codes {run.codes()}")
-    return begun[0], time.monotonic() - started
+    saved = [moments[step] for step in sorted(moments) if step]
+    return Whole(_newest(run.output), saved[0], saved[-1], time.monotonic() - started)
 
 
-def _killed(run: Start, draw: random.Random, begun: float, finished: float, share: float) -> str | None:
-    """Kill a run at a random time; where that was, or None when it had ended before.
+def _killed(run: Start, draw: random.Random, whole: Whole, part: tuple[float, float], result: Result) -> None:
+    """Kill a run, and book where that hit it; nothing is booked when it had ended before.
 
-    Nine of ten kills come while the run works, within a `share` of the time that takes; the others before that. With
-    several processes every other kill hits one of them only; the others may end by themselves, and are killed half a
-    minute later, as a launcher does.
+    The moment is drawn from a part of the work: steps, and a quarter of their number for what comes after them. What
+    loses one process or the launcher may end by itself, and is killed half a minute later, as a launcher does.
     """
-    before = _written(run.output)
-    early = draw.random() < 0.1
-    seconds = draw.uniform(0, begun) if early else begun + draw.uniform(0, share) * (finished - begun)
-    only_one = draw.random() < 0.5
+    before, record = _newest(run.output), _written(run.output)
+    share = draw.uniform(*part) * 1.25
+    if draw.random() < 0.1:
+        _pause(run, draw.uniform(0, whole.begun))
+    else:
+        step = min(whole.steps, max(before + 1, int(share * whole.steps)))
+        run.wait_for(lambda: run.over() or _newest(run.output) >= step)
+        after = max(0.0, share - 1) * 4 * (whole.finished - whole.trained)
+        _pause(run, after + draw.uniform(0, 2 * (whole.trained - whole.begun) / whole.steps))
+    if run.over():
+        return
+    place = _place(run.output, before, record, whole.steps)
+    victim = draw.choice(run.victims())
+    run.kill(victim, draw)
+    if victim != ALL:
+        _pause(run, GRACE_SECONDS)
+        run.kill(ALL, draw)
+    result.kills += 1
+    result.places[place] = result.places.get(place, 0) + 1
+    result.victims[victim] = result.victims.get(victim, 0) + 1
+
+
+def _pause(run: Start, seconds: float) -> None:
     end = time.monotonic() + seconds
     run.wait_for(lambda: run.over() or time.monotonic() > end)
-    if run.over():
-        return None
-    if only_one and run.kill_one(draw):
-        end = time.monotonic() + GRACE_SECONDS
-        run.wait_for(lambda: run.over() or time.monotonic() > end)
-    run.kill()
-    return _place(run.output, before)
+
+
+def _newest(output: Path) -> int:
+    """The step of the newest checkpoint, 0 without one."""
+    return max((int(path.name[-8:]) for path in (output / "checkpoints").glob("step-????????")), default=0)
 
 
 def _written(output: Path) -> int:
@@ -215,15 +251,16 @@ def _written(output: Path) -> int:
     return record.stat().st_mtime_ns if record.exists() else 0
 
 
-def _place(output: Path, before: int) -> str:
-    """What the killed run was doing, by what it left."""
-    if _written(output) == before:
-        return "starting"
-    if list((output / "checkpoints").glob(".*")):
-        return "saving"
-    if (output / "export").exists() or (output / ".tmp-export").exists():
-        return "finishing"
-    return "training" if (output / "checkpoints").exists() else "before the first checkpoint"
+def _place(output: Path, before: int, record: int, steps: int) -> str:
+    """What a run is doing that began with checkpoint `before` and when its record was last written at `record`."""
+    newest = _newest(output)
+    if _written(output) == record:
+        return PLACES[0]
+    if newest == steps:
+        return PLACES[3]
+    if any((output / "checkpoints").glob(".*")):
+        return PLACES[2]
+    return PLACES[1] if newest > before else PLACES[0]
 
 
 def _record(output: Path) -> dict[str, Any]:
@@ -239,6 +276,7 @@ class Start:
 
     def __init__(self, kind: Kind, arguments: list[str], output: Path) -> None:
         self.output, self.log, self.several = output, output.with_suffix(".log"), kind.processes > 1
+        self.workers: list[psutil.Process] = []  # as they were at the first kill
         launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/cpu.yaml"]
         launch += ["--num_processes", str(kind.processes)]
         command = [sys.executable, *(launch if self.several else []), "-m", "finetune", *arguments]
@@ -249,33 +287,52 @@ class Start:
 
     def over(self) -> bool:
         """Whether all of it has ended."""
-        return self.process.poll() is not None
+        return self.process.poll() is not None and not any(map(_alive, self.workers))
 
     def codes(self) -> list[int]:
         """Exit codes of a run that is over."""
         return [self.process.returncode]
 
-    def kill(self) -> None:
-        """SIGKILL to all processes."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+    def victims(self) -> list[str]:
+        """Which kinds of kill there are."""
+        return [ALL, ONE, LAUNCHER] if self.several else [ALL]
 
-    def kill_one(self, draw: random.Random) -> bool:
-        """SIGKILL to one of several processes; whether there was one to kill."""
-        workers = psutil.Process(self.process.pid).children() if self.several and not self.over() else []
-        if workers:
-            draw.choice(workers).kill()
-        return bool(workers)
+    def kill(self, victim: str, draw: random.Random) -> None:
+        """SIGKILL to all processes, to one of several, or to the launcher. Each worker has a session of its own."""
+        if self.process.poll() is None:
+            launcher = psutil.Process(self.process.pid)
+            self.workers = launcher.children(recursive=True)
+            if victim == ONE and (ranks := launcher.children()):
+                _kill([draw.choice(ranks)])
+                return
+        self.process.kill()
+        self.process.wait()
+        if victim == ALL:
+            _kill(self.workers)
 
     def wait_for(self, what: Callable[[], bool]) -> None:
         """Raises SystemExit, and leaves nothing running, when it does not come."""
         end = time.monotonic() + LONGEST_SECONDS
         while not what():
             if time.monotonic() > end:
-                self.kill()
+                self.kill(ALL, random.Random())
                 raise SystemExit(f"{self.log}: hangs")
             time.sleep(0.01)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    while any(map(_alive, processes)):
+        time.sleep(0.01)
 
 
 class Fork(Start):
@@ -300,29 +357,23 @@ class Fork(Start):
             if code is None and (found := os.waitpid(child, os.WNOHANG))[0]:
                 self.ended[child] = os.waitstatus_to_exitcode(found[1])
         if None in self.ended.values() and _written(self.output) and _record(self.output)["status"] == "finished":
-            self.kill()
+            self.kill(ALL, random.Random())
             self.ended = dict.fromkeys(self.ended, 0)
         return None not in self.ended.values()
 
     def codes(self) -> list[int]:
         return [code or 0 for code in self.ended.values()]
 
-    def kill(self) -> None:
-        for child, code in self.ended.items():
-            if code is None:
-                helpers = psutil.Process(child).children(recursive=True)  # the verification, in a session of its own
-                os.kill(child, signal.SIGKILL)
-                for helper in helpers:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        helper.kill()
-                self.ended[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    def victims(self) -> list[str]:
+        return [ALL, ONE] if len(self.ended) > 1 else [ALL]
 
-    def kill_one(self, draw: random.Random) -> bool:
+    def kill(self, victim: str, draw: random.Random) -> None:
         running = [child for child, code in self.ended.items() if code is None]
-        if len(self.ended) == 1 or not running:
-            return False
-        os.kill(draw.choice(running), signal.SIGKILL)
-        return True
+        for child in [draw.choice(running)] if victim == ONE and running else running:
+            helpers = psutil.Process(child).children(recursive=True)  # the verification, in a session of its own
+            os.kill(child, signal.SIGKILL)
+            self.ended[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            _kill(helpers)
 
 
 def _become(rank: int, processes: int, port: int, arguments: list[str], log: Path) -> None:
@@ -414,16 +465,20 @@ def _line(result: Result) -> str:
 
 def _summary(results: list[Result]) -> None:
     places: Counter[str] = Counter()
-    print("\n| head | tuning | precision | accumulation | processes | kills | resumed from step | same bytes |")
-    print("| --- | --- | --- | ---: | ---: | ---: | --- | --- |")
+    victims: Counter[str] = Counter()
+    columns = "head | tuning | precision | accumulation | processes | started by | kills |"
+    print(f"\n| {columns} {' | '.join(PLACES)} | continued from step | same bytes |")
+    print("| --- | --- | --- | ---: | ---: | --- | ---: |" + " ---: |" * len(PLACES) + " --- | --- |")
     for result in results:
         places.update(result.places)
+        victims.update(result.victims)
         head, tuning, precision, accumulation, processes = result.kind.split("-")
-        steps = ", ".join(map(str, result.resumed_from)) or "-"
-        columns = (head, tuning, precision, accumulation[1:], processes[1:], result.kills, steps)
-        print("| " + " | ".join(map(str, columns)) + f" | {'no' if result.differences else 'yes'} |")
+        cells = [head, tuning, precision, accumulation[1:], processes[1:], result.start, str(result.kills)]
+        cells += [str(result.places.get(place, 0)) for place in PLACES]
+        cells += [", ".join(map(str, result.resumed_from)) or "-", "no" if result.differences else "yes"]
+        print("| " + " | ".join(cells) + " |")
     bad = sum(bool(result.differences) for result in results)
-    print(f"\n{len(results)} kinds, {sum(places.values())} kills ({dict(places)}), {bad} with other bytes")
+    print(f"\n{len(results)} kinds, {bad} with other bytes, {places.total()} kills: {dict(places)}; {dict(victims)}")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ CONTEXT.set_forkserver_preload(["finetune.run", "finetune.cli"])
 def train(path, fault=None, count=2, seconds=200):
     """`finetune train path` on `count` processes; (exit codes, what each wrote to stderr).
 
-    The verification of the export, which starts one more process, is left out. fault(rank) is called in each process
-    before it begins. Processes that have not ended in time are killed.
+    What follows the results and takes long is left out: pictures, report, and the verification in one more process. So
+    is the measuring of energy. fault(rank) is called in each process before it begins. Processes
+    that have not ended in time are killed.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -44,9 +45,12 @@ def _become(rank, count, port, path, log, environment, fault):
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
     sys.stderr = log.open("w", encoding="utf-8", buffering=1)
     sys.argv = ["finetune", "train", str(path), "--quiet"]
-    from finetune import cli, finish
+    from finetune import cli, finish, run
+    from finetune.carbon import Carbon
 
-    finish.verify = lambda *_: None
+    for name in ("verify", "write_report", "_draw_pictures"):
+        setattr(finish, name, lambda *_: None)
+    run.Carbon = lambda country, enabled, previous: Carbon(country, enabled=False, previous=previous)
     if fault is not None:
         fault(rank)
     cli.main()
@@ -56,11 +60,15 @@ def at_step(number, action):
     """Call `action` when this process begins step `number`."""
     from finetune.heartbeat import Heartbeat
 
-    step = Heartbeat.step
+    before(Heartbeat, "step", lambda _, now: action() if now == number else None)
 
-    def wrapped(self, now):
-        step(self, now)
-        if now == number:
-            action()
 
-    Heartbeat.step = wrapped
+def before(owner, name, action):
+    """Call `action` with the arguments of the function `name` of `owner`, and then the function."""
+    function = getattr(owner, name)
+
+    def wrapped(*arguments, **keywords):
+        action(*arguments, **keywords)
+        return function(*arguments, **keywords)
+
+    setattr(owner, name, wrapped)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune import checkpoint
+from finetune import checkpoint, hardware
 from finetune.checkpoint import Progress, Snapshot
 from finetune.errors import ResumeError, StorageError
 
@@ -112,6 +112,15 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path):
     assert "disk is full" in ended.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert checkpoint.latest(tmp_path)[0].progress.step == 1
+
+
+def test_saving_needs_little_memory_of_its_own(tmp_path):
+    weights = {f"w{number}": torch.ones(2**20) for number in range(8)}  # 32 MB
+    optimizer = {f"{name}/{key}": value.clone() for name, value in weights.items() for key in ("exp_avg", "exp_avg_sq")}
+    hardware.reset_peak_memory()
+    before = hardware.peak_memory_bytes()
+    checkpoint.save(tmp_path, Snapshot(Progress(step=1), weights, optimizer, weights), keep_last=2)
+    assert hardware.peak_memory_bytes() - before < 16 * 2**20  # of 128 MB written
 
 
 def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):

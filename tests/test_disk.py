@@ -80,6 +80,31 @@ def stop_soon(rank):
     processes.at_step(10, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
+class BecomeReadOnly:
+    """A fault: from step 7 on, the place of the checkpoints is an empty file system that cannot be written."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, rank):
+        mount = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(self.folder)]
+        processes.at_step(7, lambda: subprocess.run(mount, check=True))
+
+
+def test_a_place_that_becomes_read_only_ends_the_run_and_it_goes_on_later(small_disk, tmp_path, tiny_checkpoint):
+    path = recipe(tmp_path, small_disk, tiny_checkpoint)
+    checkpoints = small_disk / "out" / "checkpoints"
+    codes, errors = processes.train(path, BecomeReadOnly(checkpoints), count=1)
+    subprocess.run(["umount", str(checkpoints)], check=True)
+    assert codes == [5]
+    assert errors[0].startswith("saving step-00000008: [Errno 30] Read-only file system")
+    assert RunRecord.read(small_disk / "out" / "run.json").exit_code == 5
+    assert [folder.name for folder in checkpoints.iterdir()] == ["step-00000004"]
+    codes, errors = processes.train(path, stop_soon, count=1)
+    assert codes == [75], errors
+    assert (checkpoints / "step-00000010").is_dir()
+
+
 def test_a_read_only_disk_is_said_before_anything_else(small_disk, tmp_path, tiny_checkpoint):
     path = recipe(tmp_path, small_disk, tiny_checkpoint)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)

@@ -1,6 +1,7 @@
 """One step is one global batch however it is cut; a resumed run is the uninterrupted one, bit for bit."""
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,18 +20,18 @@ from finetune.lora import add_lora
 from finetune.model import load_for_training
 from finetune.optim import adamw
 from finetune.recipe import load
+from finetune.signals import StopFlag
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import soak  # noqa: E402
 
 
-class Stop:
+class Stop(StopFlag):
     """A stop flag for tests: asks for a stop after so many questions."""
 
-    reason = "test"
-
     def __init__(self, after=None):
+        super().__init__(launched=False)
         self.left = after
 
     def __bool__(self):
@@ -282,6 +283,21 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(ready, monk
         torch.testing.assert_close(parameter.grad, whole[name], atol=1e-6, rtol=1e-4)
 
 
+def test_saving_automatically_takes_a_hundredth_of_the_time_and_comes_every_ten_minutes():
+    now = [0.0]
+    for cost, gap in ((0.5, 50), (2.0, 200), (9.0, 600)):
+        schedule = session.SaveSchedule("auto", expected_bytes=300_000_000, clock=lambda: now[0])
+        saves = []
+        for step in range(1, 20_000):
+            now[0] += 1.0
+            if schedule.due(step):
+                now[0] += cost
+                schedule.saved(cost)
+                saves.append(step)
+        assert saves[0] == 100  # until the first one is timed, a guess
+        assert {later - earlier for earlier, later in itertools.pairwise(saves)} == {gap}
+
+
 def test_early_stopping_keeps_the_best_weights(ready):
     run = Session(ready, settings(ready, epochs=6.0), patience=2, values=[0.5, 0.9, 0.7, 0.8, 0.1, 0.1])
     loop.fit(run.fit)
@@ -306,6 +322,32 @@ def test_an_evaluation_owed_at_the_stop_comes_first_after_the_resume(ready):
     loop.fit(again.fit)
     assert again.fit.progress.best_step == 16
     assert again.values == []
+
+
+def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(ready):
+    whole = Session(ready, settings(ready), values=[0.5, 0.9])
+    loop.fit(whole.fit)
+    run = Session(ready, settings(ready), values=[0.5, 0.9])
+    batches = []
+
+    def evaluate():
+        model, features = run.fit.model, ready.features["validation"]
+        more = {"max_rows": 1, "stop": Stop(after=2), "on_batch": lambda done, total: batches.append(done)}
+        loop.predict(run.accelerator, model, ready.task, features, ready.tokenizer, **more)
+        raise AssertionError("it went on")
+
+    run.fit.evaluate = evaluate
+    with pytest.raises(Preempted, match="stopped at step 8 of 16"):
+        loop.fit(run.fit)
+    assert batches == [1, 2, 3]
+    assert run.saved[-1].progress.evaluation_owed
+    again = Session(ready, settings(ready), values=[0.5, 0.9])
+    again.fit.progress = run.saved[-1].progress
+    loop.restore(again.fit, run.saved[-1])
+    loop.fit(again.fit)
+    assert again.fit.progress.best_step == 16
+    for name, value in whole.weights().items():
+        assert torch.equal(again.weights()[name], value)
 
 
 def test_predictions_come_once_per_feature_in_order(ready):

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import tiny_run
 
@@ -31,8 +33,17 @@ def finished(tmp_path_factory, tiny_checkpoint):
     folder = tmp_path_factory.mktemp("finished")
     path = recipe(folder, tiny_checkpoint, epochs=8, learning_rate=3.0e-3)
     os.environ["FINETUNE_CACHE"] = str(folder / "cache")
-    messages = []
-    record = run.train(finetune.load_recipe(path), events=Events(message=messages.append))
+    messages, connections = [], []
+
+    def refuse(*arguments, **_):
+        connections.append(arguments)
+        raise OSError("no network")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        record = run.train(finetune.load_recipe(path), events=Events(message=messages.append))
+    assert connections == [], "local files need no network"
     return folder / "out", record, messages
 
 
@@ -203,22 +214,33 @@ def fingerprint(folder):
     return weights, record["training"]["sample_log_sha256"], metrics, record["results"]
 
 
-@pytest.mark.timeout(600)  # five starts, one after the other
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]  # passes no signal on
+
+
+@pytest.mark.timeout(600)  # four starts, one after the other
 def test_stopped_by_signals_and_killed_it_ends_as_if_never_stopped(tmp_path, tiny_checkpoint):
     settings = {"epochs": 30, "save_every": 3, "micro_batch_size": 3}
     whole = recipe(tmp_path / "whole", tiny_checkpoint, "evaluate: {every: 40}\n", **settings)
-    assert finish(start(command(whole, "--quiet"), tmp_path))[0] == 0
+    codes, errors = processes.train(whole, count=1)
+    assert codes == [0], errors
     path = recipe(tmp_path / "cut", tiny_checkpoint, "evaluate: {every: 40}\n", **settings)
-    out = path.parent / "out"
-    codes = []
-    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1):
-        process = start(command(path, "--quiet"), tmp_path)
+    out, codes = path.parent / "out", []
+    launched = [*LAUNCH, *command(path, "--quiet")[1:]]
+    for arguments, number in (
+        (launched, signal.SIGTERM),
+        (command(path, "--quiet"), signal.SIGKILL),
+        (command(path, "--quiet"), signal.SIGUSR1),
+    ):
+        process = start(arguments, tmp_path)
         known = len(codes) * 30
         wait_for(lambda known=known: newest(out) > known, process)
         os.kill(process.pid, number)
         codes.append(finish(process)[0])
-    assert codes == [75, -signal.SIGKILL, 75]
-    assert RunRecord.read(out / "run.json").status == "pre-empted"
+        stopped = RunRecord.read(out / "run.json")
+        assert (stopped.status, stopped.exit_code) == (
+            ("running", None) if number == signal.SIGKILL else ("pre-empted", 75)
+        )
+    assert codes == [-signal.SIGTERM, -signal.SIGKILL, 75]
     code, errors = finish(start(command(path, "--quiet"), tmp_path))
     assert code == 0, errors
     assert fingerprint(path.parent) == fingerprint(whole.parent)
@@ -251,37 +273,6 @@ def test_two_runs_in_one_folder(tmp_path, tiny_checkpoint):
     finally:
         first.kill()
         first.communicate()
-
-
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs" / "cpu.yaml")]
-
-
-def test_two_processes_train_the_same_rows_and_the_same_loss(tmp_path, tiny_checkpoint):
-    text = "evaluate: {every: 4}\n"
-    settings = {"epochs": 4, "save_every": 2, "learning_rate": 1.0e-4}
-    encoder = tiny_run.save_encoder(tmp_path / "nodrop", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    one = recipe(tmp_path / "one", encoder, text, **settings)
-    two = recipe(tmp_path / "two", encoder, text, **settings)
-    assert finish(start(command(one, "--quiet"), tmp_path))[0] == 0
-    launched = start([*LAUNCH, "-m", "finetune", "train", str(two), "--quiet"], tmp_path)
-    wait_for(lambda: newest(two.parent / "out") > 0, launched)
-    launched.send_signal(signal.SIGTERM)  # to the launcher alone
-    assert finish(launched)[0] != 0
-    stopped = RunRecord.read(two.parent / "out" / "run.json")
-    assert (stopped.status, stopped.exit_code) == ("pre-empted", 75)
-    code, errors = finish(start([*LAUNCH, "-m", "finetune", "train", str(two), "--quiet"], tmp_path))
-    assert code == 0, errors[-3000:]
-    assert len(RunRecord.read(two.parent / "out" / "run.json").training.resumed_from) == 1
-    ours, theirs = (json.loads((path.parent / "out" / "run.json").read_text()) for path in (two, one))
-    assert (ours["processes"], theirs["processes"]) == (2, 1)
-    assert (two.parent / "out" / "report.html").is_file()
-    assert ours["training"]["sample_log_sha256"] == theirs["training"]["sample_log_sha256"]
-    assert ours["results"]["test"]["n"] == 20
-    metrics = [lines(path.parent / "out" / "metrics.jsonl") for path in (two, one)]
-    assert [line["step"] for line in metrics[0]] == [line["step"] for line in metrics[1]]
-    for line, other in zip(*metrics, strict=True):
-        for name, value in line["values"].items():
-            assert value == pytest.approx(other["values"][name], abs=2e-5), (line["step"], name)
 
 
 def test_a_group_that_is_not_whole_is_refused(tmp_path, tiny_checkpoint):

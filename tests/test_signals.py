@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.signals import STOPPING, stop_requests, under_launcher
+from finetune.errors import Preempted
+from finetune.signals import STOPPING, StopFlag, stop_requests, under_launcher
 
 
 @pytest.mark.parametrize("number", STOPPING)
@@ -22,6 +23,49 @@ def test_a_signal_sets_the_flag_and_the_handlers_come_back(number):
         assert stop
         assert stop.reason == number.name
     assert signal.getsignal(number) is before
+
+
+def test_at_once_a_signal_ends_the_block_wherever_it_is():
+    ended = []
+
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            ended.append("went on")
+        except Exception:  # as a library might
+            ended.append("taken for an error of its own")
+        finally:
+            ended.append("cleaned up")
+
+    message = r"stopped \(SIGUSR1\); the same command continues"
+    with stop_requests() as stop, pytest.raises(Preempted, match=message), stop.at_once():
+        work()
+    assert ended == ["cleaned up"]
+
+
+def test_at_once_knows_of_an_earlier_request_and_ends_with_its_block():
+    with stop_requests() as stop:
+        with stop.at_once():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)  # only sets the flag
+        with pytest.raises(Preempted), stop.at_once():
+            raise AssertionError("it went on")
+
+
+def test_a_launcher_that_ends_its_processes_does_not_disturb_what_is_saved(monkeypatch):
+    ends = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    for launched in (True, False):
+        stop = StopFlag(launched)
+        stop.on_signal(signal.SIGTERM, None)
+        stop.on_signal(signal.SIGTERM, None)  # passed on by the launcher, or given by hand
+        monkeypatch.setattr("finetune.signals.ECHO_SECONDS", 0.0)
+        stop.on_signal(signal.SIGINT, None)
+        stop.obeyed = True
+        stop.on_signal(signal.SIGTERM, None)
+        monkeypatch.undo()
+        monkeypatch.setattr(os, "_exit", ends.append)
+    assert ends == [130, 143, 130, 143]
 
 
 def program(body):
@@ -59,13 +103,15 @@ def test_parent_death_counts_under_a_launcher_only(tmp_path, launched):
         textwrap.dedent(f"""
         import sys, time
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        from contextlib import suppress
+        from finetune.errors import Preempted
         from finetune.signals import stop_requests
         with stop_requests() as stop:
             open({str(tmp_path / "ready")!r}, "w").close()
-            end = time.monotonic() + 3
-            while not stop and time.monotonic() < end:
-                time.sleep(0.02)
-            open({str(tmp_path / "reason")!r}, "w").write(str(stop.reason))
+            with suppress(Preempted), stop.at_once():
+                time.sleep(3)
+                stop.reason = "nothing happened"
+            open({str(tmp_path / "reason")!r}, "w").write(stop.reason)
         """)
     )
     environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
@@ -77,7 +123,7 @@ def test_parent_death_counts_under_a_launcher_only(tmp_path, launched):
     parent.kill()
     parent.wait()
     wait_for(tmp_path / "reason")
-    assert (tmp_path / "reason").read_text() == ("the launcher died" if launched else "None")
+    assert (tmp_path / "reason").read_text() == ("the launcher died" if launched else "nothing happened")
 
 
 def wait_for(path):
