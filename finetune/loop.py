@@ -444,7 +444,7 @@ def predict(
     rounds = -(-len(batches) // accelerator.num_processes)
     batches = batches[accelerator.process_index :: accelerator.num_processes]
     outputs = _outputs(model, task, features, tokenizer, batches, accelerator.device, on_batch)
-    found = []
+    found: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
     for _ in range(rounds):
         found += itertools.islice(outputs, 1)
         if stop is not None and _agree(accelerator, bool(stop), save=False)[0]:
