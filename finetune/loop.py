@@ -476,10 +476,11 @@ def _outputs(
     for index in batches:
         with torch.inference_mode():
             outputs = (predict or task.predict)(model, task.collate(features, index, tokenizer).to(device))
-        yield index, {name: value.cpu().numpy() for name, value in outputs.items()}
+        found = {name: value.cpu().numpy() for name, value in outputs.items()}
         done += len(index)
         if on_batch is not None:
             on_batch(done, total)
+        yield index, found
 
 
 def _gather(accelerator: Accelerator, found: list[Any]) -> list[Any] | None:

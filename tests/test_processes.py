@@ -99,7 +99,7 @@ def test_whatever_stops_it_the_run_ends_as_if_nothing_had_happened(whole, tmp_pa
     codes, errors = processes.train(path)
     assert codes == [0, 0], errors
     assert outcome(path) == outcome(whole)
-    assert record(path).training.resumed_from == [4, 10, 64, 64]
+    assert record(path).training.resumed_from == [4, 10, 64]
     codes, errors = processes.train(path)  # finished: nothing to train, on all processes
     assert codes == [0, 0], errors
 
