@@ -57,10 +57,17 @@ def _become(rank, count, port, path, log, environment, fault):
 
 
 def at_step(number, action):
-    """Call `action` when this process begins step `number`."""
+    """Call `action` when this process has begun step `number`."""
     from finetune.heartbeat import Heartbeat
 
-    before(Heartbeat, "step", lambda _, now: action() if now == number else None)
+    step = Heartbeat.step
+
+    def wrapped(self, now):
+        step(self, now)
+        if now == number:
+            action()
+
+    Heartbeat.step = wrapped
 
 
 def before(owner, name, action):
