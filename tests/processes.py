@@ -9,7 +9,7 @@ import socket
 import sys
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["finetune.run", "finetune.cli"])
+CONTEXT.set_forkserver_preload(["finetune.run", "finetune.cli", "pytest"])
 
 
 def train(path, fault=None, count=2, seconds=200):

@@ -2,13 +2,12 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
-import subprocess
 import sys
-import textwrap
-import time
-from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -87,31 +86,28 @@ def test_nothing_usable_is_an_error_of_its_own(tmp_path):
     assert caught.value.exit_code == 6
 
 
+def save_with_a_limit_on_files(folder, said):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+    big = {"w": torch.zeros(100_000)}
+    try:
+        checkpoint.save(folder, Snapshot(Progress(step=2), big, big), 2)
+    except StorageError as error:
+        said.write_text(str(error))
+        sys.exit(error.exit_code)
+
+
 def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path):
     """A file-size limit stands in for a full disk: the kernel refuses the write in the same place."""
-    checkpoint.save(tmp_path, snapshot(1), keep_last=2)
-    program = f"""
-        import resource, signal, sys
-        from pathlib import Path
-        import torch
-        from finetune import checkpoint
-        from finetune.checkpoint import Progress, Snapshot
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-        big = {{"w": torch.zeros(100_000)}}
-        try:
-            checkpoint.save(Path({str(tmp_path)!r}), Snapshot(Progress(step=2), big, big), 2)
-        except checkpoint.StorageError as error:
-            print(error)
-            sys.exit(error.exit_code)
-    """
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False, cwd=Path.cwd()
-    )
-    assert ended.returncode == 5, ended.stderr
-    assert "disk is full" in ended.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    assert checkpoint.latest(tmp_path)[0].progress.step == 1
+    folder, said = tmp_path / "checkpoints", tmp_path / "said"
+    checkpoint.save(folder, snapshot(1), keep_last=2)
+    process = processes.CONTEXT.Process(target=save_with_a_limit_on_files, args=(folder, said))
+    process.start()
+    process.join()
+    assert process.exitcode == 5
+    assert "disk is full" in said.read_text()
+    assert [path.name for path in folder.iterdir()] == ["step-00000001"]
+    assert checkpoint.latest(folder)[0].progress.step == 1
 
 
 def test_saving_needs_little_memory_of_its_own(tmp_path):
@@ -129,31 +125,47 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
         checkpoint.save(tmp_path / "file" / "checkpoints", snapshot(), keep_last=2)
 
 
+TOUCHES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"}
+
+
+def save_and_be_killed(folder, moment):
+    """Save step 3, killed at the `moment`th time that a file is touched; the exit code is the number of times."""
+    times = 0
+
+    def touch(event, _):
+        nonlocal times
+        if event in TOUCHES:
+            times += 1
+            if times == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sync = os.fsync
+    os.fsync = lambda file: (touch("open", ()), sync(file), touch("open", ()))
+    sys.addaudithook(touch)
+    checkpoint.save(folder, snapshot(3, value=3.0), keep_last=2)
+    os._exit(times)
+
+
 def test_killed_at_any_moment_of_saving_the_newest_is_intact(tmp_path):
-    program = f"""
-        from pathlib import Path
-        import sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_checkpoint import snapshot
-        from finetune import checkpoint
-        step = 0
-        print("ready", flush=True)
-        while True:
-            step += 1
-            checkpoint.save(Path({str(tmp_path)!r}), snapshot(step), 2)
-    """
-    for number in range(5):
-        process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, cwd=Path.cwd()
-        )
-        process.stdout.readline()
-        time.sleep(0.05 + 0.013 * number)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        found, problems = checkpoint.latest(tmp_path)
+    for step in (1, 2):
+        checkpoint.save(tmp_path / "before", snapshot(step, value=float(step)), keep_last=2)
+    found, moment, code = [], 0, None
+    while code is None or code < 0:
+        moment += 1
+        folder = shutil.copytree(tmp_path / "before", tmp_path / str(moment))
+        process = processes.CONTEXT.Process(target=save_and_be_killed, args=(folder, moment))
+        process.start()
+        process.join()
+        code = process.exitcode
+        newest, problems = checkpoint.latest(folder)
         assert problems == []
-        assert found is not None or not checkpoint.steps_on_disk(tmp_path)
+        assert newest.weights["layer.weight"][0, 0] == newest.progress.step
+        found.append(newest.progress.step)
+        checkpoint.save(folder, snapshot(4), keep_last=2)
+        assert sorted(path.name for path in folder.iterdir()) == [f"step-0000000{found[-1]}", "step-00000004"]
+    assert code == moment - 1 > 20
+    assert found == sorted(found)
+    assert set(found) == {2, 3}
 
 
 def test_state_is_plain_json(tmp_path):

@@ -4,12 +4,12 @@ import getpass
 import json
 import os
 import platform
-import re
 import signal
 import threading
 
 import processes
 import pytest
+import test_card
 import tiny_run
 from hub_server import HubServer
 
@@ -104,7 +104,8 @@ def test_labels_come_through_as_they_are_and_the_card_shows_them_as_text(publish
     lines = [json.loads(line) for line in (out / "predictions" / "test.jsonl").read_text().splitlines()]
     assert {line["gold"] for line in lines} == set(LABELS)
     card = hub.files(REPO)["README.md"].decode()
-    outside_code = re.sub(r"(?s)^(`{3,}).*?^\1", "", card, flags=re.MULTILINE)
-    outside_code = re.sub(r"(?s)(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", "", outside_code)
-    assert "<script" not in outside_code
-    assert "](javascript" not in outside_code
+    found = list(test_card.walk(test_card.tokens(card)))
+    assert "table_open" in {token.type for token in found}
+    assert not {"html_block", "html_inline"} & {token.type for token in found}
+    links = [str(token.attrs["href"]) for token in found if token.type == "link_open"]
+    assert [link for link in links if not link.startswith(test_card.ALLOWED)] == []
