@@ -7,7 +7,8 @@ hits all processes, or one of several, or the launcher alone.
 
 --start command: the command line, by `accelerate launch` where there are several processes.
 --start fork: forks of one process that has imported everything, with the environment of the launcher: the same code in
-a fraction of the time. Such a run is over for us when its record says `finished`; the verification after it only reads.
+a fraction of the time, without pictures and without measuring energy. Such a run is over for us when its record says
+`finished`; the verification after it only reads.
 
 Every kind has a folder of its own with a result in it, so a soak that was stopped goes on with the same command.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -376,10 +378,17 @@ class Fork(Start):
             _kill(helpers)
 
 
+def _without_measuring(carbon: Any, country: str | None, enabled: bool, previous: Any) -> Any:
+    del enabled
+    return carbon(country, enabled=False, previous=previous)
+
+
 def _become(rank: int, processes: int, port: int, arguments: list[str], log: Path) -> None:
     """Be process `rank` of a run, as the launcher would start it; never returns."""
-    from finetune import cli
+    from finetune import carbon, cli, finish, run
 
+    finish._draw_pictures = lambda _: None
+    run.Carbon = functools.partial(_without_measuring, carbon.Carbon)
     code = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
