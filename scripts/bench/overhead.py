@@ -77,7 +77,7 @@ def measure(path: Path) -> dict[str, Any]:
             plan=plan,
             settings=settings,
             progress=progress,
-            stop=StopFlag(watch_parent=False),
+            stop=StopFlag(launched=False),
             evaluate_every=None,
             patience=None,
             larger_is_better=True,
