@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from finetune.audit import gold_answers, labels
-from finetune.audit.findings import SHOWN_ROWS, Findings, blocks, inputs
+from finetune.audit.findings import SHOWN_ROWS, Findings, hashes, inputs
 from finetune.audit.survey import survey
 from finetune.data import subset
 from finetune.recipe import Recipe
@@ -91,20 +91,11 @@ def _blank_chunk(chunk: pa.Array) -> np.ndarray:
     return np.asarray(lengths == 0)
 
 
-def _hashes(one: Rows, roles: list[str]) -> np.ndarray:
-    """A 64-bit hash of the values of each row, int64 (n,)."""
-    parts = []
-    for _, columns in blocks(one, roles):
-        columns = [[tuple(v) if isinstance(v, list) else v for v in column] for column in columns]
-        parts.append(np.fromiter(map(hash, zip(*columns, strict=True)), np.int64, len(columns[0])))
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
-
-
 def _ids(recipe: Recipe, findings: Findings) -> None:
     """Ids that come with the data name their rows: in question answering they must be unique, since scores go by id."""
     if recipe.data.columns and "id" not in recipe.data.columns:
         return
-    own = {split: _hashes(one, ["id"]) for split, one in findings.splits.items()}
+    own = {split: hashes(one, ["id"]) for split, one in findings.splits.items()}
     if "id" in recipe.data.columns and "train" in own:
         _ids_of_train(findings, own)
     for split, one in findings.splits.items():

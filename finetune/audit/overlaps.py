@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from finetune.audit import near_duplicates
-from finetune.audit.findings import NAMED_ROWS, finding, inputs, texts
+from finetune.audit.findings import NAMED_ROWS, finding, hashes, inputs, texts
 from finetune.record import AuditFinding
 from finetune.rows import Rows
 from finetune.store import entry, key_of
@@ -63,13 +62,13 @@ def find(splits: dict[str, Rows], *, near_duplicates_too: bool = True) -> Iterat
 
 
 def _group(splits: dict[str, Rows], roles: list[str]) -> _Grouped:
-    codes = np.zeros(sum(map(len, splits.values())), dtype=np.int64)
-    for role in roles:
-        column = pa.chunked_array([chunk for one in splits.values() for chunk in texts(one, role).chunks], pa.string())
-        encoded = pc.dictionary_encode(column).combine_chunks()
-        numbers = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        codes = np.unique(codes * (len(encoded.dictionary) + 1) + numbers, return_inverse=True)[1]
-    _, members, codes = np.unique(codes, return_index=True, return_inverse=True)
+    """Groups are numbered in the order of their first rows: the same in every process, as the cache needs it."""
+    found = np.concatenate([hashes(one, roles) for one in splits.values()])
+    _, members, codes = np.unique(found, return_index=True, return_inverse=True)
+    order = np.argsort(members)
+    number = np.empty_like(order)
+    number[order] = np.arange(len(order))
+    members, codes = members[order], number[codes]
     group: dict[str, np.ndarray] = {}
     first: dict[str, np.ndarray] = {}
     start = 0
