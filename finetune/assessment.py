@@ -29,6 +29,7 @@ from finetune import (
     tasks,
 )
 from finetune.analysis.directional import pairs_of
+from finetune.analysis.slices import column_problem
 from finetune.carbon import Carbon
 from finetune.errors import DataError
 from finetune.events import Events
@@ -90,7 +91,7 @@ def evaluate(
     analysis.behaviour = behaviour.checks(task, predictions, tried)
     record.analysis = {name: analysis}
     record.baselines = _baselines(task, predictions, rows)
-    record.warnings = _warnings(record, task, predictions, own, labels or {})
+    record.warnings = [*_warnings(record, task, predictions, own, labels or {}), *_poor_slices(rows)]
     record.efficiency = _efficiency(record, loaded, found, task, rows, len(rows) / seconds, accelerator.device)
     record.ended = _now()
     _write(recipe, checkpoint, record, rows, task.records(predictions), events)
@@ -208,6 +209,11 @@ def _warnings(
             f" --labels {mislabelling.renaming(exchange, own, task.labels, renamed)}"
         )
     return [text for text in found if text]
+
+
+def _poor_slices(rows: Rows) -> list[str]:
+    found = {name: column_problem(values) for name, values in rows.kept().items()}
+    return [f"evaluate.slices: {name}: {problem}" for name, problem in found.items() if problem]
 
 
 def _efficiency(

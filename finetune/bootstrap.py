@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
     "mcnemar",
     "mean_interval",
     "paired_difference",
+    "paired_differences",
     "paired_rows_difference",
     "resample_cells",
     "resample_rows",
@@ -48,8 +50,8 @@ ROW_RESAMPLES = 1_000  # for metrics that need every row's weight in every resam
 _SEED = 20_240_229
 _BLOCK = 2_000_000  # numbers held at once: 16 MB
 _CACHED = 100_000  # row draws counted at once, few enough to stay in the processor's cache
-_DRAWS = 500_000_000  # row draws per interval; above 50,000 rows fewer resamples, never under 1,000
-_CELLS_PER_ROW = 1 / 16  # up to here one multinomial draw per cell is faster than one draw per row
+_DRAWS = 500_000_000  # row draws per interval; above 50,000 of them per resample fewer resamples, never under 1,000
+_LARGE = 16  # rows from which on one binomial draw for the cell is faster than one draw for each row
 _MIN_DEFINED = 0.95
 _WIDE = 64  # statistics per row
 _MAX_EXACT = 1_000  # discordant rows
@@ -91,49 +93,70 @@ def resample_cells(
 
 
 def _weights(counts: NDArray[np.int64], resamples: int, block: int) -> Iterator[Floats]:
-    """Blocks (<= block, c) of the cells' counts in each resample."""
+    """Blocks (<= block, c) of the cells' counts in each resample.
+
+    Cells with many rows and all others together share the draws by a multinomial law; which of the others a draw falls
+    on is drawn row by row. Together that is the multinomial law of all cells.
+    """
     generator = np.random.Generator(np.random.SFC64(_SEED))
-    rows = int(counts.sum())
-    few_cells = len(counts) <= rows * _CELLS_PER_ROW
-    resamples = resamples if few_cells else min(resamples, max(1_000, _DRAWS // rows))
+    large, small = np.flatnonzero(counts > _LARGE), np.flatnonzero((counts > 0) & (counts <= _LARGE))
+    rows, rest = int(counts.sum()), int(counts[small].sum())
+    resamples = min(resamples, max(1_000, _DRAWS // max(rest, 1)))
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
-        if few_cells:
-            yield generator.multinomial(rows, counts / rows, size=size).astype(np.float64)
-        else:
-            yield _count_draws(generator, counts, size)
+        drawn = generator.multinomial(rows, np.append(rest, counts[large]) / rows, size=size)
+        if len(small) == len(counts):
+            yield _count_draws(generator, counts, drawn[:, 0])
+            continue
+        weights = np.zeros((size, len(counts)))
+        weights[:, large] = drawn[:, 1:]
+        weights[:, small] = _count_draws(generator, counts[small], drawn[:, 0])
+        yield weights
 
 
-def _count_draws(generator: np.random.Generator, counts: NDArray[np.int64], size: int) -> Floats:
+def _count_draws(generator: np.random.Generator, counts: NDArray[np.int64], draws: NDArray[np.int64]) -> Floats:
+    """How often each cell (c,) comes up in each resample (R, c); draws: (R,) rows drawn in each."""
     cells, rows = len(counts), int(counts.sum())
     cell_of_row = np.repeat(np.arange(cells), counts)
-    weights = np.empty((size, cells))
-    at_once = max(1, _CACHED // rows)
-    for start in range(0, size, at_once):
-        part = weights[start : start + at_once]
-        drawn = generator.integers(0, rows, size=(len(part), rows), dtype=np.uint32)
-        places = cell_of_row[drawn] + np.arange(len(part))[:, None] * cells
-        part[:] = np.bincount(places.ravel(), minlength=part.size).reshape(part.shape)
-    return weights
+    found = np.zeros((len(draws), cells))
+    at_once = max(1, _CACHED // max(rows, 1))
+    for start in range(0, len(draws), at_once):
+        part = found[start : start + at_once]
+        taken = draws[start : start + at_once]
+        places = np.repeat(np.arange(len(part)) * cells, taken)
+        drawn = generator.integers(0, max(rows, 1), size=len(places), dtype=np.uint32)
+        places += drawn if cells == rows else cell_of_row[drawn]
+        part[:] = np.bincount(places, minlength=part.size).reshape(part.shape)
+    return found
 
 
 def resample_sums(stats: Any, statistic: Statistic, resamples: int = RESAMPLES) -> Floats:
     """Values over resamples of a metric that is a function of the rows' summed statistics.
 
-    stats: (n, s) float64 or a scipy sparse array. statistic: (R, s) sums -> (R,) or (R, m). Equal rows of a dense array
-    are gathered into cells, which changes the time and not the distribution.
+    stats: (n, s) float64 or a scipy sparse array. statistic: (R, s) sums -> (R,) or (R, m). Equal rows are gathered
+    into cells, which changes the time and not the distribution.
     """
-    if not isinstance(stats, np.ndarray):
-        return resample_cells(np.ones(stats.shape[0], dtype=np.int64), statistic, stats, resamples)
-    features, counts = np.unique(stats.astype(np.float64), axis=0, return_counts=True)
-    return resample_cells(counts, statistic, _thin(features), resamples)
+    stats = _thin(stats.astype(np.float64))
+    _, first, counts = np.unique(_packed(stats), return_index=True, return_counts=True)
+    return resample_cells(counts, statistic, stats[first], resamples)
 
 
-def _thin(stats: Floats) -> Any:
+def _thin(stats: Any) -> Any:
     """Counts of many labels as a sparse array: a row holds few of them."""
     from scipy.sparse import csr_array
 
-    return csr_array(stats) if stats.shape[1] > _WIDE else stats
+    return csr_array(stats) if not isinstance(stats, np.ndarray) or stats.shape[1] > _WIDE else stats
+
+
+def _packed(stats: Any) -> NDArray[Any]:
+    """One value for each row, equal where the rows are; stats: (n, s) float64 or a csr array."""
+    if isinstance(stats, np.ndarray):
+        return np.ascontiguousarray(stats).view(np.dtype((np.void, stats.dtype.itemsize * stats.shape[1])))[:, 0]
+    stats.sum_duplicates()  # sorts the columns of each row
+    packed = np.empty(stats.shape[0], dtype=object)
+    for row, (start, end) in enumerate(pairwise(stats.indptr.tolist())):
+        packed[row] = stats.indices[start:end].tobytes() + stats.data[start:end].tobytes()
+    return packed
 
 
 def resample_rows(rows: int, statistic: Statistic, resamples: int = ROW_RESAMPLES) -> Floats:
@@ -214,19 +237,35 @@ def paired_difference(
     lies as far from the observed one as that lies from 0 (the recentred bootstrap test), with the observed one counted
     in.
     """
-    stats_a, stats_b = (side[:, None] if side.ndim == 1 else side for side in (np.asarray(a), np.asarray(b)))
-    assert len(stats_a) == len(stats_b), f"two models on the same rows: {len(stats_a)} and {len(stats_b)} rows"
-    n, width = stats_a.shape
-    if n == 0:
-        return PairedDifference(Interval(value=None), None, 0)
-    measure_a = statistic or (lambda sums: sums[:, 0] / n)
+    rows = max(len(a), 1)
+    measure_a = statistic or (lambda sums: sums[:, 0] / rows)
     measure_b = statistic_b or measure_a
+    one, other = (side[:, None] if side.ndim == 1 else side for side in (np.asarray(a), np.asarray(b)))
+    [found] = paired_differences(
+        one, other, lambda sums: measure_a(sums)[:, None], lambda sums: measure_b(sums)[:, None]
+    )
+    return found
 
-    def gap(sums: Floats) -> Floats:
-        return measure_a(sums[:, :width]) - measure_b(sums[:, width:])
 
-    both = np.hstack([stats_a, stats_b]).astype(np.float64)
-    return _difference(float(gap(both.sum(axis=0, keepdims=True))[0]), resample_sums(both, gap), n)
+def paired_differences(
+    a: NDArray[Any], b: NDArray[Any], statistic_a: Statistic, statistic_b: Statistic
+) -> list[PairedDifference]:
+    """As `paired_difference`, for m metrics of the same statistics (n, s), which share their resamples.
+
+    statistic_a, statistic_b: (R, s) -> (R, m).
+    """
+    assert len(a) == len(b), f"two models on the same rows: {len(a)} and {len(b)} rows"
+    n, width = a.shape
+
+    def gaps(sums: Floats) -> Floats:
+        return statistic_a(sums[:, :width]) - statistic_b(sums[:, width:])
+
+    both = np.hstack([a, b]).astype(np.float64)
+    observed = gaps(both.sum(axis=0, keepdims=True))[0]
+    if n == 0:
+        return [PairedDifference(Interval(value=None), None, 0) for _ in observed]
+    samples = resample_sums(both, gaps)
+    return [_difference(float(value), column, n) for value, column in zip(observed, samples.T, strict=True)]
 
 
 def paired_rows_difference(rows: int, statistic_a: Statistic, statistic_b: Statistic) -> PairedDifference:

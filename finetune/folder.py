@@ -96,7 +96,7 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise OutputError(f"{self.record}: not a record this version reads; move the folder away") from error
+            raise OutputError(f"{self.record}: {error}; else move the folder away") from error
 
     def write_record(self, record: RunRecord) -> None:
         """Raises StorageError."""

@@ -23,7 +23,7 @@ from finetune.scoring import formulas
 from finetune.scoring.labels import count_confusion, count_labels, one_against_rest
 from finetune.scoring.modules import as_evaluate, check_names, hub_metric, hub_value, is_ours
 from finetune.scoring.names import DEFAULTS, LOWER_IS_BETTER, NAMES, Kind
-from finetune.scoring.tags import count_entities, count_tags, entity_type_values
+from finetune.scoring.tags import EntityCounts, count_entities, count_tags, entity_type_values
 from finetune.scoring.texts import has_answer, signatures
 
 __all__ = [
@@ -125,21 +125,26 @@ def regression(names: Sequence[str], gold: NDArray[Any], predicted: NDArray[Any]
     return _measure("regression", names, {"predictions": predicted, "references": gold}, resample)
 
 
-def entities(names: Sequence[str], gold: list[list[str]], predicted: list[list[str]]) -> dict[str, Interval]:
+def entities(
+    names: Sequence[str], gold: list[list[str]], predicted: list[list[str]], counts: EntityCounts | None = None
+) -> dict[str, Interval]:
     """Entities, strict, from IOB2 tags, n rows each: f1, precision, recall, f1_macro, accuracy (of tokens).
 
-    Raises DataError for tags of unequal number, or other than O, B-<type>, I-<type>.
+    counts: of `count_entities`, where they are known. Raises DataError for tags of unequal number, or other than O,
+    B-<type>, I-<type>.
     """
 
     def resample(ours: list[str], counts: Any) -> Samples:
         return _counted(ours, _ENTITY_FORMULAS, counts.stats)
 
-    return _measure("entities", names, {"predictions": predicted, "references": gold}, resample)
+    return _measure("entities", names, {"predictions": predicted, "references": gold}, resample, rows=counts)
 
 
-def entity_types(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, dict[str, Interval]]:
-    """Per entity type, precision, recall and f1; raises as `entities`."""
-    counts = count_entities(gold, predicted)
+def entity_types(
+    gold: list[list[str]], predicted: list[list[str]], counts: EntityCounts | None = None
+) -> dict[str, dict[str, Interval]]:
+    """Per entity type, precision, recall and f1; counts, and what is raised, as for `entities`."""
+    counts = counts or count_entities(gold, predicted)
     values = entity_type_values(gold, predicted, counts)
     found: dict[str, dict[str, Interval]] = {}
     ours = ["precision", "recall", "f1"]
@@ -167,19 +172,22 @@ def tags(
     return _measure("tags", names, {"predictions": predicted, "references": gold}, resample, labels)
 
 
-def answers(names: Sequence[str], gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, Interval]:
+def answers(
+    names: Sequence[str], gold: Sequence[Sequence[str]], predicted: Sequence[str], scores: Floats | None = None
+) -> dict[str, Interval]:
     """Answers, each against a row's gold answers: exact_match, f1; no answer is an empty list, and an empty string.
 
+    scores: (n, 2) of `answer_scores`, where they are known.
     Where rows without an answer exist, `has_answer_<name>` and `no_answer_<name>` follow, over `n` of the rows.
     """
     rows: dict[str, Floats] = {}
 
     def resample(ours: list[str], scores: Any) -> Samples:
-        rows.update({name: scores[name] for name in ours})
-        return {name: _mean_samples(scores[name]) for name in ours}
+        rows.update({name: scores[:, NAMES["answers"].index(name)] for name in ours})
+        return {name: _mean_samples(column) for name, column in rows.items()}
 
     inputs = {"predictions": list(predicted), "references": [list(several) for several in gold]}
-    found = _measure("answers", names, inputs, resample)
+    found = _measure("answers", names, inputs, resample, rows=scores)
     answered = has_answer(gold)
     if not answered.all():
         for share, chosen in (("has_answer", answered), ("no_answer", ~answered)):
@@ -188,8 +196,16 @@ def answers(names: Sequence[str], gold: Sequence[Sequence[str]], predicted: Sequ
     return found
 
 
-def texts(names: Sequence[str], targets: Sequence[str], predictions: Sequence[str]) -> dict[str, Interval]:
-    """Generated texts: rouge1, rouge2, rougeL, bleu, chrf (0 to 100) and exact_match (0 to 1); see `signatures`."""
+def texts(
+    names: Sequence[str],
+    targets: Sequence[str],
+    predictions: Sequence[str],
+    stats: Mapping[str, Floats] | None = None,
+) -> dict[str, Interval]:
+    """Generated texts: rouge1, rouge2, rougeL, bleu, chrf (0 to 100) and exact_match (0 to 1); see `signatures`.
+
+    stats: of `text_scores`, of each name, where they are known.
+    """
     corpus: dict[str, Statistic] = {"bleu": formulas.bleu, "chrf": formulas.chrf}
 
     def resample(ours: list[str], rows: Any) -> Samples:
@@ -198,7 +214,8 @@ def texts(names: Sequence[str], targets: Sequence[str], predictions: Sequence[st
             for name in ours
         }
 
-    return _measure("texts", names, {"predictions": list(predictions), "references": list(targets)}, resample)
+    inputs = {"predictions": list(predictions), "references": list(targets)}
+    return _measure("texts", names, inputs, resample, rows=stats)
 
 
 def _measure(
@@ -207,12 +224,13 @@ def _measure(
     inputs: Mapping[str, Any],
     resample: Resample,
     labels: Sequence[Any] | None = None,
+    rows: Any = None,
 ) -> dict[str, Interval]:
     ours = [name for name in names if is_ours(name, kind)]
     assert "roc_auc" not in ours or inputs["prediction_scores"] is not None, "roc_auc needs the scores of every label"
     if len(inputs["references"]) == 0:
         return {name: Interval(value=None) for name in names}
-    module = as_evaluate(ours, kind, labels)
+    module = as_evaluate(ours, kind, labels, rows)
     values = module.compute(**{name: inputs[name] for name in module.features}) if ours else {}
     samples = resample(ours, module.rows) if ours else {}
     return {

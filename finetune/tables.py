@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finetune.record import Efficiency, Interval, RunRecord, SplitResults
+from finetune.record import Efficiency, Interval, RunRecord
 from finetune.record.analysis import MEASURES
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ __all__ = ["show_comparison", "show_evaluations", "show_run"]
 
 SHOWN_FIRST = ("test", "validation", "train")
 SHOWN_IDS = 10
+ABREAST = 5  # checkpoints in one table
+LONGEST = 36  # characters of the name of a checkpoint
 WIDE_SCALE = frozenset({"rouge1", "rouge2", "rougeL", "bleu", "chrf"})  # 0 to 100
 
 
@@ -100,59 +102,72 @@ def _costs(record: RunRecord) -> Iterator[str]:
 
 
 def show_evaluations(records: list[RunRecord]) -> None:
-    """One row per checkpoint and one column per metric; the same for what each costs to run; then the warnings."""
-    if not records:
-        return
-    names = list(dict.fromkeys(name for _, _, results in _evaluations(records) for name in results.metrics))
-    table = Table(title="Results (± is half a 95 % bootstrap interval)", title_justify="left")
-    for heading in ("checkpoint", "split", *names, "rows", "truncated", "dropped"):
-        table.add_column(heading, overflow="fold")
-    for checkpoint, record, results in _evaluations(records):
-        [(split, facts)] = record.data.items()
-        counts = (results.n, facts.truncated, sum(facts.dropped.values()))
-        cells = [_score(name, results.metrics.get(name)) for name in names]
-        table.add_row(*(Text(cell) for cell in (checkpoint, split, *cells, *(f"{count:,}" for count in counts))))
+    """One column per checkpoint: its metrics, its rows, what it costs to run; then what to be warned of."""
+    found = [one for one in records if one.results]
+    names = short_names([one.model.checkpoint if one.model is not None else "" for one in found])
     console = _console()
-    console.print(table)
-    for checkpoint, record, _ in _evaluations(records):
+    for start in range(0, len(found), ABREAST):
+        console.print(_evaluation_table(names[start : start + ABREAST], found[start : start + ABREAST]))
+    for name, record in zip(names, found, strict=True):
         for line in _weaknesses(record):
-            console.print(Text(f"{checkpoint}: {line}" if len(records) > 1 else line))
-    _show_efficiency(console, records)
-    for checkpoint, record, _ in _evaluations(records):
+            console.print(Text(f"{name}: {line}" if len(found) > 1 else line))
+    for name, record in zip(names, found, strict=True):
         for warning in record.warnings:
-            console.print(Text(f"warning: {checkpoint}: {warning}"), soft_wrap=True)
+            console.print(Text(f"warning: {name}: {warning}"), soft_wrap=True)
 
 
-def _evaluations(records: list[RunRecord]) -> Iterator[tuple[str, RunRecord, SplitResults]]:
-    for record in records:
-        for results in record.results.values():
-            yield record.model.checkpoint if record.model is not None else "", record, results
+def _evaluation_table(names: Sequence[str], records: Sequence[RunRecord]) -> Table:
+    title = "Results (± is half a 95 % bootstrap interval) and cost in fp32 (latency: one row, from text to output)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    cells = [dict(_evaluation_cells(record)) for record in records]
+    for label in dict.fromkeys(label for one in cells for label in one):
+        table.add_row(Text(label), *(Text(one.get(label, "")) for one in cells))
+    return table
 
 
-def _show_efficiency(console: Console, records: list[RunRecord]) -> None:
-    table = Table(title="To run it, in fp32 (latency: one row at a time, from text to output)", title_justify="left")
-    for heading in ("checkpoint", "parameters", "on disk", "rows/s", "latency p50 / p95", "first / next token"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("peak memory", "energy"):
-        table.add_column(heading, overflow="fold")
-    for checkpoint, record, _ in _evaluations(records):
-        if record.efficiency is not None:
-            table.add_row(*(Text(cell) for cell in (checkpoint, *_efficiency_cells(record.efficiency))))
-    if table.row_count:
-        console.print(table)
+def _evaluation_cells(record: RunRecord) -> Iterator[tuple[str, str]]:
+    [(split, results)] = record.results.items()
+    facts = record.data[split]
+    yield "split", split
+    for name, metric in results.metrics.items():
+        yield name if metric.n is None else f"{name}, {metric.n:,} rows", _score(name, metric)
+    yield "rows", f"{results.n:,}"
+    yield "truncated", f"{facts.truncated:,}"
+    yield "dropped", f"{sum(facts.dropped.values()):,}"
+    if record.efficiency is not None:
+        yield from _efficiency_cells(record.efficiency)
 
 
-def _efficiency_cells(found: Efficiency) -> list[str]:
-    first, following = found.first_token_p50_seconds, found.per_token_p50_seconds
-    return [
-        f"{found.parameters / 1e6:.1f} M",
-        f"{found.size_bytes / 1e6:.1f} MB",
-        f"{found.rows_per_second:,.1f}",
-        f"{found.latency_p50_seconds * 1000:.1f} / {found.latency_p95_seconds * 1000:.1f} ms",
-        "" if first is None else f"{first * 1000:.1f} / {'-' if following is None else f'{following * 1000:.1f}'} ms",
-        f"{found.peak_memory_bytes / 1e6:,.0f} MB",
-        "not measured" if found.energy_kwh is None else f"{found.energy_kwh * 1000:.3g} Wh",
-    ]
+def _efficiency_cells(found: Efficiency) -> Iterator[tuple[str, str]]:
+    yield "parameters", f"{found.parameters / 1e6:.1f} M"
+    yield "on disk", f"{found.size_bytes / 1e6:.1f} MB"
+    yield "rows/s", f"{found.rows_per_second:,.1f}"
+    yield "latency p50", _milliseconds(found.latency_p50_seconds)
+    yield "latency p95", _milliseconds(found.latency_p95_seconds)
+    if found.first_token_p50_seconds is not None:
+        yield "first token p50", _milliseconds(found.first_token_p50_seconds)
+    if found.per_token_p50_seconds is not None:
+        yield "next token p50", _milliseconds(found.per_token_p50_seconds)
+    yield "peak memory", f"{found.peak_memory_bytes / 1e6:,.0f} MB"
+    yield "energy", "not measured" if found.energy_kwh is None else f"{found.energy_kwh * 1000:.3g} Wh"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The end of each path, or of a long name its two ends: as short as still tells all of them apart."""
+    parts = [name.rstrip("/").split("/") for name in names]
+    for count in range(2, max(map(len, parts), default=0) + 1):
+        ends = ["/".join(one[-count:]) for one in parts]
+        if len(set(ends)) == len(set(names)):
+            cut = [end if len(end) <= LONGEST else f"{end[: LONGEST // 2]}…{end[-LONGEST // 2 :]}" for end in ends]
+            return cut if len(set(cut)) == len(set(ends)) else ends
+    return list(names)
 
 
 def show_comparison(found: Comparison) -> None:

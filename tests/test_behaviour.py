@@ -41,8 +41,8 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def recipe(folder, evaluate="", pairs=None):
-    tiny_run.write_csv(folder / "test.csv", ("text", "label", "source", "stars"), ROWS)
+def recipe(folder, evaluate="", pairs=None, rows=ROWS):
+    tiny_run.write_csv(folder / "test.csv", ("text", "label", "source", "stars"), rows)
     if pairs is not None:
         (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
     path = folder / "recipe.yaml"
@@ -72,17 +72,24 @@ def analysis(folder, checkpoint, *args):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory, checkpoint):
-    """One evaluation with everything that can be asked."""
-    asked = "slices: [source, length, stars], checks: all, directional: ./pairs.jsonl"
+    """One evaluation with everything that can be asked but columns."""
+    asked = "slices: [length], checks: all, directional: ./pairs.jsonl"
     return analysis(tmp_path_factory.mktemp("asked"), checkpoint, asked, PAIRS)
 
 
-def test_columns_are_scored_apart(found):
-    groups = {(one.by, one.value): one.n for one in found.slices if one.metric == "accuracy"}
-    assert {name: n for (by, name), n in groups.items() if by == "source"} == {"web": 3, "paper": 3}
-    assert {name: n for (by, name), n in groups.items() if by == "stars"} == {"1": 1, "2": 1, "3": 2, "5": 1, "8": 1}
-    assert sum(n for (by, _), n in groups.items() if by == "length") == len(ROWS)
+def test_lengths_are_scored_apart(found):
+    assert sum(one.n for one in found.slices if one.by == "length") == len(ROWS)
     assert found.calibration.n == np.sum(found.confusion.counts) == len(ROWS)
+
+
+def test_columns_are_scored_apart_unless_each_row_has_a_value_of_its_own(tmp_path, checkpoint):
+    rows = [(*row[:3], f"{row[3]} of {number}") for number, row in enumerate(ROWS * 4)]
+    asked = recipe(tmp_path, "slices: [source, stars]", rows=rows)
+    record = assessment.evaluate(asked, str(checkpoint))
+    groups = {(one.by, one.value): one.n for one in record.analysis["test"].slices if one.by in ("source", "stars")}
+    assert groups == {("source", "web"): 12, ("source", "paper"): 12}
+    told = "evaluate.slices: stars: 24 different values in 24 rows, none with 10 rows: nothing is scored apart"
+    assert told in record.warnings
 
 
 def test_a_column_that_does_not_exist_is_named_with_those_that_do(tmp_path, checkpoint):

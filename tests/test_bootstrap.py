@@ -18,6 +18,7 @@ from finetune.bootstrap import (
     mean_interval,
     paired_difference,
     paired_rows_difference,
+    resample_cells,
     resample_rows,
     resample_sums,
     rows_interval,
@@ -84,6 +85,30 @@ def test_equal_rows_in_one_cell_or_each_alone_give_the_same_law() -> None:
     assert len(np.unique(rows, axis=0)) < 500 / 4  # else nothing is gathered
     assert stats.ks_2samp(gathered, single).pvalue > 0.01
     assert gathered.std() == pytest.approx(single.std(), rel=0.05)
+
+
+def test_cells_of_any_size_are_drawn_by_the_multinomial_law() -> None:
+    counts = np.array([400, 3, 0, 60, 16, 1, 17, 3])
+    weights = resample_cells(counts, lambda drawn: drawn)
+    assert weights.shape == (bootstrap.RESAMPLES, len(counts))
+    assert (weights.sum(axis=1) == 500).all()
+    shares = counts / 500
+    expected = 500 * (np.diag(shares) - np.outer(shares, shares))  # covariance of a multinomial draw
+    assert weights.mean(axis=0) == pytest.approx(counts, abs=5 * math.sqrt(100 / bootstrap.RESAMPLES))
+    np.testing.assert_allclose(np.cov(weights.T), expected, atol=5)
+    for cell, count in enumerate(counts):
+        values, seen = np.unique(weights[:, cell], return_counts=True)
+        law = stats.binom(500, count / 500).pmf(values)
+        assert np.abs(seen / bootstrap.RESAMPLES - law).max() < 0.02
+
+
+def test_equal_rows_of_a_sparse_array_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.array([[1.0, 0, 2], [0, 0, 0], [1, 0, 2], [0, 3, 0], [1, 0, 2]])
+    found: list[list[int]] = []
+    monkeypatch.setattr(bootstrap, "resample_cells", lambda counts, *_: found.append(sorted(counts)))
+    for stats_of_rows in (rows, csr_array(rows), np.asfortranarray(rows)):
+        resample_sums(stats_of_rows, f1)
+    assert found == [[1, 1, 3]] * 3
 
 
 def test_confusion_interval_is_that_of_the_rows() -> None:
@@ -212,7 +237,10 @@ def test_counts_of_many_labels_resample_as_those_of_few() -> None:
     measure = lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1)  # noqa: E731
     narrow = paired_difference(stats_a, stats_b, measure)
     wide_a, wide_b = (np.hstack([side, empty]).astype(float) for side in (stats_a, stats_b))
-    assert paired_difference(wide_a, wide_b, measure) == narrow
+    wide = paired_difference(wide_a, wide_b, measure)  # other draws of the same law: cells stand in another order
+    assert wide.difference.value == narrow.difference.value
+    assert wide.difference.model_dump() == pytest.approx(narrow.difference.model_dump(), abs=0.03)
+    assert (wide.p, wide.error) == pytest.approx((narrow.p, narrow.error), abs=0.01)
     assert approximate_randomization(wide_a, wide_b, measure) == approximate_randomization(stats_a, stats_b, measure)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 
+import card_facts
 import pytest
 
 from finetune.errors import OutputError, StorageError
@@ -63,5 +64,46 @@ def test_a_record_survives_the_disk(tmp_path):
 
 def test_a_damaged_record_is_refused(tmp_path):
     (tmp_path / "run.json").write_text('{"format": 1, "status"')
-    with pytest.raises(OutputError, match="not a record this version reads"):
+    with pytest.raises(OutputError, match="damaged, it is not JSON: restore it; else move the folder away"):
         RunFolder(tmp_path).read_record()
+
+
+def finished():
+    group = {"by": "source", "value": "web", "n": 3, "metric": "accuracy", "result": {"value": 0.5}}
+    return card_facts.record(analysis={"test": {"slices": [group]}})
+
+
+def written(tmp_path, change):
+    """The run.json of a finished run after `change`, in another folder."""
+    record = json.loads(finished().model_dump_json())
+    change(record)
+    folder = RunFolder(tmp_path)
+    folder.record.write_text(json.dumps(record))
+    return folder
+
+
+def test_fields_that_a_version_has_more_are_left_aside(tmp_path):
+    def change(record):
+        record["weather"] = "fair"
+        record["training"]["laps"] = 3
+        record["analysis"]["test"]["slices"][0]["colour"] = "red"
+
+    assert written(tmp_path, change).read_record() == finished()
+
+
+def test_a_later_format_is_named(tmp_path):
+    def change(record):
+        record["format"], record["versions"] = 2, {"headswap": "9.1.0"}
+
+    expected = r"a record of format 2, and this version reads format 1: update headswap \(written by headswap 9.1.0\)"
+    with pytest.raises(OutputError, match=expected):
+        written(tmp_path, change).read_record()
+
+
+def test_what_is_wrong_in_a_record_is_said_in_one_line(tmp_path):
+    def change(record):
+        record["training"]["steps"] = "many"
+
+    with pytest.raises(OutputError, match=r"not a record of format 1: training\.steps: ") as found:
+        written(tmp_path, change).read_record()
+    assert "\n" not in str(found.value)

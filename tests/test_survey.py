@@ -286,3 +286,23 @@ def test_the_report_puts_what_misleads_first_and_fits_the_terminal(tmp_path):
     places = [report.index(part) for part in ("row of train", "not its answer", "earlier row", "one character only")]
     assert places == sorted(places)
     assert "-> leave them out of one of the two splits" in report
+
+
+def test_columns_of_too_many_values_are_named_for_the_splits_that_are_scored(tmp_path):
+    texts = [f"{LONG} {number}" for number in range(40)]
+    lines = [
+        {"text": text, "label": "ab"[number % 2], "title": f"no. {number}", "shop": "xy"[number % 2]}
+        for number, text in enumerate(texts)
+    ]
+    for split, rows in (("train", lines), ("test", lines[:30])):
+        write(tmp_path, f"{split}.jsonl", jsonl(rows))
+    recipe = make(tmp_path, {split: f"{split}.jsonl" for split in ("train", "test")})
+    recipe.evaluate.slices.extend(["title", "shop"])
+    splits = data.load(recipe)
+    features = {split: encoded(len(one), one.column("text")) for split, one in splits.items()}
+    found = audit.survey(None, splits, features)
+    poor = [one for one in found.findings if one.kind == "poor_slices"]
+    assert [(one.split, one.level) for one in poor] == [("test", "warning")]
+    says = "evaluate.slices: title: 30 different values in 30 rows, none with 10 rows: nothing is scored apart"
+    assert poor[0].text == f"test: {says}"
+    assert "choose a column with fewer values" in wording.report(found)

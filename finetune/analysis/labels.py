@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.analysis.calibration import Claims, calibrate
-from finetune.analysis.hard_rows import suspects, worst_rows
+from finetune.analysis.hard_rows import label_suspects, suspects, worst_rows
 from finetune.analysis.slices import RowScores, label_slices, row_means, row_ratios
 from finetune.bootstrap import Floats
 from finetune.record import Analysis, Interval
@@ -79,6 +79,7 @@ def multi(
         slices=label_slices("label", labels, np.ones(len(gold), np.int64), count_labels(gold, predicted)),
         errors={"missed": int((gold & ~predicted).sum()), "spurious": int((predicted & ~gold).sum())},
         worst=worst_rows(ids, loss, *names),
+        suspects=label_suspects(ids, gold, expit(logits), labels),
     )
     return found, row_ratios("f1_micro", 2 * hits, either)
 

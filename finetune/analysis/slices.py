@@ -18,6 +18,7 @@ __all__ = [
     "Groups",
     "RowScores",
     "column_groups",
+    "column_problem",
     "label_slices",
     "length_groups",
     "row_means",
@@ -25,8 +26,8 @@ __all__ = [
     "slices",
 ]
 
-GROUPS = 12  # of a column; its rarer values are put together
-OTHERS = "(all others)"
+GROUPS = 12  # of a column at most
+FEWEST = 10  # rows of a value that is scored apart: an interval of up to 0.3 on either side
 LENGTHS = 4  # groups of about equal size
 
 
@@ -115,20 +116,47 @@ def _range(low: float, high: float) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def column_groups(values: Sequence[str]) -> Groups:
-    """The values of a column, the most frequent first; of very many the 11 most frequent, of numbers their quarters."""
-    ranked = [value for value, _ in sorted(Counter(values).items(), key=_rank)]
-    if len(ranked) > GROUPS:
-        numbers = _numbers(values)
-        if numbers is not None:
-            return length_groups(numbers)
-        ranked = [*ranked[: GROUPS - 1], OTHERS]
-    place = {value: number for number, value in enumerate(ranked)}
-    return Groups(ranked, np.array([place.get(value, len(ranked) - 1) for value in values], dtype=np.int64))
+def column_groups(values: Sequence[str], fewest: int = FEWEST) -> Groups:
+    """The values of a column, the most frequent first, the others together as "(40 other values)".
+
+    A value with less than `fewest` rows is not scored apart, nor are more than 11 beside the others; where no value has
+    so many rows there are no groups. Columns of more than 12 different numbers fall into quarters.
+    """
+    counts = Counter(values)
+    numbers = _numbers(values) if len(counts) > GROUPS else None
+    if numbers is not None:
+        return length_groups(numbers)
+    chosen = _scored_apart(counts, fewest)
+    if not chosen:
+        return Groups([], np.full(len(values), -1, dtype=np.int64))
+    left = len(counts) - len(chosen)
+    names = [*chosen, f"({left:,} other value{'s' * (left > 1)})"] if left else chosen
+    place = {value: number for number, value in enumerate(chosen)}
+    return Groups(names, np.array([place.get(value, len(chosen)) for value in values], dtype=np.int64))
+
+
+def _scored_apart(counts: Counter[str], fewest: int) -> list[str]:
+    ranked = [value for value, count in sorted(counts.items(), key=_rank) if count >= fewest]
+    return ranked if len(counts) == len(ranked) <= GROUPS else ranked[: GROUPS - 1]
 
 
 def _rank(item: tuple[str, int]) -> tuple[int, str]:
     return -item[1], item[0]
+
+
+def column_problem(values: Sequence[str]) -> str | None:
+    """What to say of a column that makes poor groups, None of a good one: most rows have a value of their own."""
+    counts = Counter(values)
+    if len(counts) > GROUPS and _numbers(values) is not None:
+        return None
+    chosen = _scored_apart(counts, FEWEST)
+    inside = sum(counts[value] for value in chosen)
+    if 2 * inside >= len(values):
+        return None
+    many = f"{len(counts):,} different value{'s' * (len(counts) > 1)} in {len(values):,} rows"
+    if not chosen:
+        return f"{many}, none with {FEWEST} rows: nothing is scored apart"
+    return f"{many}: those that are scored apart ({len(chosen)}) have {inside / len(values):.0%} of the rows"
 
 
 def _numbers(values: Sequence[str]) -> NDArray[np.float64] | None:

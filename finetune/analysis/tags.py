@@ -7,14 +7,15 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.analysis.calibration import Claims, calibrate
-from finetune.analysis.hard_rows import worst_rows
+from finetune.analysis.hard_rows import WordTags, word_suspects, worst_rows
 from finetune.analysis.labels import Examined, confusion
 from finetune.analysis.slices import label_slices, row_ratios
 from finetune.bootstrap import Floats
 from finetune.record import Analysis
-from finetune.scoring.tags import count_entities, count_tags
+from finetune.scoring.tags import EntityCounts, count_tags
 
 __all__ = ["KINDS", "entities", "entity_errors", "tags"]
 
@@ -24,9 +25,16 @@ Tags = list[list[str]]
 Entity = tuple[int, int, str]  # first word, word after the last, type
 
 
-def entities(ids: Sequence[str], loss: Floats, gold: Tags, predicted: Tags, scores: Sequence[Floats]) -> Examined:
-    """Entities from IOB2 tags of n rows; scores: of each word's predicted tag."""
-    counts = count_entities(gold, predicted)
+def entities(
+    ids: Sequence[str],
+    loss: Floats,
+    gold: Tags,
+    predicted: Tags,
+    words: WordTags,
+    own: Sequence[str],
+    counts: EntityCounts,
+) -> Examined:
+    """Entities from IOB2 tags of n rows; words: all of them, by the labels `own` of the model; counts: of both."""
     width = len(counts.types)
     hits, guessed, real = (
         np.asarray(counts.stats[:, 2 + block * width : 2 + (block + 1) * width].sum(axis=1)) for block in range(3)
@@ -36,36 +44,50 @@ def entities(ids: Sequence[str], loss: Floats, gold: Tags, predicted: Tags, scor
         for name in ("entities_true", "entities_pred")
     )
     found = Analysis(
-        calibration=calibrate(_claims(gold, predicted, scores)),
+        calibration=calibrate(_claims(gold, predicted, words)),
         slices=label_slices("type", counts.types, np.ones(len(gold), np.int64), counts.stats),
         errors=entity_errors(*sides),
         worst=worst_rows(ids, loss),
+        suspects=word_suspects(ids, *_places(gold), words, own),
     )
     return found, row_ratios("f1", 2 * hits, guessed + real)
 
 
 def tags(
-    ids: Sequence[str], loss: Floats, gold: Tags, predicted: Tags, scores: Sequence[Floats], labels: Sequence[str]
+    ids: Sequence[str],
+    loss: Floats,
+    gold: Tags,
+    predicted: Tags,
+    words: WordTags,
+    own: Sequence[str],
+    labels: Sequence[str],
 ) -> Examined:
-    """Plain tags of n rows; labels: all tags of the task."""
+    """Plain tags of n rows, as `entities`; labels: all tags of the task."""
     stats = count_tags(gold, predicted, labels)
     numbers = {tag: number for number, tag in enumerate(labels)}
     right, guess = (np.array([numbers[tag] for tag in chain(*side)], dtype=np.int64) for side in (gold, predicted))
     found = Analysis(
-        calibration=calibrate(_claims(gold, predicted, scores)),
+        calibration=calibrate(_claims(gold, predicted, words)),
         confusion=confusion(right, guess, labels),
         slices=label_slices("label", labels, np.ones(len(gold), np.int64), stats),
         worst=worst_rows(ids, loss),
+        suspects=word_suspects(ids, *_places(gold), words, own),
     )
-    words, hits = (np.asarray(stats[:, [column]].sum(axis=1)) for column in (0, 1))
-    return found, row_ratios("accuracy", hits, words)
+    total, hits = (np.asarray(stats[:, [column]].sum(axis=1)) for column in (0, 1))
+    return found, row_ratios("accuracy", hits, total)
 
 
-def _claims(gold: Tags, predicted: Tags, scores: Sequence[Floats]) -> Claims:
-    row = np.repeat(np.arange(len(gold)), [len(row) for row in gold])
+def _claims(gold: Tags, predicted: Tags, words: WordTags) -> Claims:
     right = np.array([one == other for one, other in zip(chain(*gold), chain(*predicted), strict=True)], dtype=bool)
-    score = np.concatenate(scores) if len(scores) else np.empty(0)
-    return Claims("the tag of each word", score, right, (score - right) ** 2, row, len(gold))
+    score = words.likely_score
+    return Claims("the tag of each word", score, right, (score - right) ** 2, _places(gold)[0], len(gold))
+
+
+def _places(gold: Tags) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The row of each word, and its number in the row, int64 (w,)."""
+    lengths = np.array([len(row) for row in gold], dtype=np.int64)
+    row = np.repeat(np.arange(len(gold)), lengths)
+    return row, np.arange(len(row)) - (np.cumsum(lengths) - lengths)[row]
 
 
 def entity_errors(gold: Iterable[set[Entity]], predicted: Iterable[set[Entity]]) -> dict[str, int]:

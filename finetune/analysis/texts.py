@@ -15,7 +15,6 @@ from finetune.analysis.slices import Groups, RowScores, column_groups, row_means
 from finetune.bootstrap import Floats, Statistic, sums_interval
 from finetune.record import Analysis
 from finetune.scoring import formulas
-from finetune.scoring.texts import answer_scores, text_scores
 
 __all__ = ["answers", "generated", "losses", "question_groups"]
 
@@ -33,27 +32,31 @@ def answers(
     gold: Sequence[Sequence[str]],
     predicted: Sequence[str],
     score: Floats,
+    scores: Floats,
 ) -> Examined:
-    """Answers to n questions, the empty text for none; gold: all answers of a row; score: (n,) of the predicted one."""
-    exact, f1 = answer_scores(gold, predicted).T
-    scores = row_means("f1", f1)
+    """Answers to n questions, the empty text for none.
+
+    gold: all answers of a row; score: (n,) of the predicted one; scores: (n, 2) of `finetune.scoring.texts`.
+    """
+    exact, f1 = scores.T
+    by_row = row_means("f1", f1)
     right = Claims("the answer", score, exact, (score - exact) ** 2, np.arange(len(gold)), len(gold))
     found = Analysis(
         calibration=calibrate(right),
         slices=[
-            *slices(scores, "question_word", question_groups(questions)),
-            *slices(scores, "answer_length", _answer_lengths(gold)),
+            *slices(by_row, "question_word", question_groups(questions)),
+            *slices(by_row, "answer_length", _answer_lengths(gold)),
         ],
         errors=_answer_errors(gold, predicted, exact, f1),
         worst=worst_rows(ids, loss),
     )
-    return found, scores
+    return found, by_row
 
 
 def question_groups(questions: Sequence[str]) -> Groups:
     """The first English question word of each text, or "other"."""
     found = (_QUESTION.search(question) for question in questions)
-    return column_groups([match[1].lower() if match else "other" for match in found])
+    return column_groups([match[1].lower() if match else "other" for match in found], fewest=1)
 
 
 def _answer_lengths(gold: Sequence[Sequence[str]]) -> Groups:
@@ -86,10 +89,15 @@ def _answer_kind(gold: Sequence[str], text: str, exact: float, f1: float) -> str
 
 
 def generated(
-    ids: Sequence[str], loss: Floats, sources: Sequence[str], targets: Sequence[str], texts: Sequence[str], metric: str
+    ids: Sequence[str],
+    loss: Floats,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    texts: Sequence[str],
+    metric: str,
+    stats: Floats,
 ) -> Examined:
-    """Generated texts of n rows; metric: one of `finetune.scoring.texts`."""
-    stats = text_scores([metric], targets, texts)[metric]
+    """Generated texts of n rows; stats: (n, s) of the metric, as `finetune.scoring.texts` gives them."""
     scores = RowScores(metric, stats, _CORPUS[metric]) if metric in _CORPUS else row_means(metric, stats[:, 0])
     lengths = np.array([[len(text), len(target)] for text, target in zip(texts, targets, strict=True)], dtype=float)
     ratio = row_ratios("length_ratio", *lengths.T)

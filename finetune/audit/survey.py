@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from finetune.analysis.slices import column_problem
 from finetune.audit import distribution, near_duplicates, overlaps, scripts
-from finetune.audit.findings import NAMED_ROWS, finding
+from finetune.audit.findings import NAMED_ROWS, finding, remark
 from finetune.data.problems import Problems
 from finetune.features import Features
 from finetune.recipe import AuditBlock
@@ -20,7 +21,7 @@ __all__ = ["survey"]
 IMPORTANT = (  # what misleads most comes first
     *("leakage", "near_leakage", "shared_contexts", "conflicts", "truncated", "absent_labels", "rare_labels"),
     *("label_shift", "value_shift", "script_shift", "unscored_labels", "duplicates", "near_duplicates"),
-    *("overlap", "near_overlap", "one_character", "other_script", "length_shift"),
+    *("poor_slices", "overlap", "near_overlap", "one_character", "other_script", "length_shift"),
 )
 LEVELS = ("warning", "note")
 MUCH_TRUNCATED = 0.1  # of the rows of a split
@@ -56,6 +57,7 @@ def survey(
         *_short(splits, lengths),
         *_cut(splits, truncated, max_length),
         *scripts.findings(splits, written),
+        *_slices(splits),
     ]
     problems = Problems()
     for one in found:
@@ -116,6 +118,15 @@ def _cut(splits: dict[str, Rows], truncated: dict[str, list[int]], max_length: i
             says = f"are cut at {max_length} tokens"
             remedy = "raise data.max_length, unless what decides comes first"
             yield finding("truncated", one, rows, says, level="warning" if much else "note", remedy=remedy)
+
+
+def _slices(splits: dict[str, Rows]) -> Iterator[AuditFinding]:
+    """Columns of `evaluate.slices` whose values are too many to be scored apart."""
+    remedy = "choose a column with fewer values, or group them"
+    for split, one in splits.items():
+        for name, values in one.kept().items() if split != "train" else ():
+            if problem := column_problem(values):
+                yield remark("poor_slices", one, f"evaluate.slices: {name}: {problem}", remedy)
 
 
 def _unused(splits: dict[str, Rows]) -> Iterator[str]:

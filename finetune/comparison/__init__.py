@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from scipy import stats
 
 from finetune.bootstrap import Floats, PairedDifference
-from finetune.comparison.measures import KNOWN, Measure, measure, row_scores, tested
+from finetune.comparison.measures import KNOWN, Measure, differences, measure, row_scores, tested
 from finetune.comparison.predictions import Predicted, align, convert, infer_kind, read
 from finetune.errors import DataError, RecipeError
 from finetune.record import Interval
@@ -82,7 +82,8 @@ def compare(
     measures = measure(chosen, names, models[0].gold, [model.predicted for model in models], _labels(models, chosen))
     first = list(range(len(sides[0])))
     second = list(range(len(sides[0]), len(models)))
-    compared = [_compared(one, first, second) for one in measures]
+    gaps = differences(measures, first, second)
+    compared = [_compared(one, gap, first, second) for one, gap in zip(measures, gaps, strict=True)]
     _correct(compared)
     n = len(models[0].ids)
     return Comparison(
@@ -150,13 +151,12 @@ def _labels(models: Sequence[Predicted], kind: Kind) -> list[str]:
 # ---------------------------------------------------------------------------------------- one metric
 
 
-def _compared(one: Measure, a: list[int], b: list[int]) -> Compared:
+def _compared(one: Measure, rows: PairedDifference, a: list[int], b: list[int]) -> Compared:
     values = [[one.value(model) for model in side] for side in (a, b)]
-    rows = one.difference(a, b)
     facts: dict[str, Any] = {"metric": one.name, "bootstrap_p": rows.p, "difference": rows.difference}
     facts |= {side: _finite(float(np.mean(found))) for side, found in zip("ab", values, strict=True)}
     if len(a) == len(b) == 1:
-        facts["test"], facts["p"] = tested(one, a[0], b[0])
+        facts["test"], facts["p"] = tested(one, a[0], b[0], rows)
         return Compared(**facts)
     interval, p = _over_seeds(values[0], values[1], rows)
     spreads = [float(np.std(found, ddof=1)) for found in values]

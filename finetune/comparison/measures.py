@@ -15,7 +15,7 @@ from finetune.bootstrap import (
     Statistic,
     approximate_randomization,
     mcnemar,
-    paired_difference,
+    paired_differences,
     paired_rows_difference,
 )
 from finetune.errors import RecipeError
@@ -25,7 +25,7 @@ from finetune.scoring.names import DEFAULTS, NAMES, Kind
 from finetune.scoring.tags import count_entities, count_tags
 from finetune.scoring.texts import answer_scores, text_scores
 
-__all__ = ["KNOWN", "Measure", "measure", "row_scores", "tested"]
+__all__ = ["KNOWN", "Measure", "differences", "measure", "row_scores", "tested"]
 
 _MICRO = {"f1": "micro_f1", "precision": "micro_precision", "recall": "micro_recall", "accuracy": "accuracy"}
 _MACRO = {"f1": "macro_f1", "precision": "macro_precision", "recall": "macro_recall", "accuracy": "accuracy"}
@@ -63,15 +63,8 @@ class Measure:
             return float(self.sampled[model](np.ones((1, len(self.rows[model]))))[0])
         return float(self.whole(self.rows[model].sum(axis=0, keepdims=True))[0])
 
-    def difference(self, a: Sequence[int], b: Sequence[int]) -> PairedDifference:
-        """The mean over models `a` minus that over models `b`; each resample takes the same rows of all."""
-        statistic_a, statistic_b = self._mean(a), self._mean(b)
-        if self.ranked:
-            return paired_rows_difference(len(self.rows[0]), statistic_a, statistic_b)
-        sides = [np.hstack([self.rows[model] for model in models]) for models in (a, b)]
-        return paired_difference(sides[0], sides[1], statistic_a, statistic_b)
-
-    def _mean(self, models: Sequence[int]) -> Statistic:
+    def mean(self, models: Sequence[int]) -> Statistic:
+        """The mean over `models`: of their sums side by side (R, m * s), or of the weights of rows (R, n)."""
         width = 0 if self.ranked else self.rows[0].shape[1]  # rank metrics all read the same weights
 
         def mean(sums: Floats) -> Floats:
@@ -83,12 +76,39 @@ class Measure:
         return mean
 
 
-def tested(one: Measure, a: int, b: int) -> tuple[str, float | None]:
+def differences(measures: Sequence[Measure], a: Sequence[int], b: Sequence[int]) -> list[PairedDifference]:
+    """Of each measure the mean over models `a` minus that over models `b`; each resample takes the same rows of all.
+
+    Measures of the same statistics share their resamples.
+    """
+    alike: dict[tuple[int, bool], list[int]] = {}
+    for place, one in enumerate(measures):
+        alike.setdefault((id(one.rows), one.ranked), []).append(place)
+    found: dict[int, PairedDifference] = {}
+    for places in alike.values():
+        found |= zip(places, _differences([measures[place] for place in places], a, b), strict=True)
+    return [found[place] for place in range(len(measures))]
+
+
+def _differences(alike: Sequence[Measure], a: Sequence[int], b: Sequence[int]) -> list[PairedDifference]:
+    rows = alike[0].rows
+    if alike[0].ranked:
+        return [paired_rows_difference(len(rows[0]), one.mean(a), one.mean(b)) for one in alike]
+    statistic_a, statistic_b = (_together([one.mean(models) for one in alike]) for models in (a, b))
+    sides = [np.hstack([rows[model] for model in models]) for models in (a, b)]
+    return paired_differences(sides[0], sides[1], statistic_a, statistic_b)
+
+
+def _together(statistics: Sequence[Statistic]) -> Statistic:
+    return lambda sums: np.column_stack([statistic(sums) for statistic in statistics])
+
+
+def tested(one: Measure, a: int, b: int, gap: PairedDifference) -> tuple[str, float | None]:
     """The name and two-sided p of the test that fits the metric: two models, of which each row has one answer."""
     if one.yes_or_no:
         return "McNemar", mcnemar(one.rows[a][:, 0] > 0, one.rows[b][:, 0] > 0).p
     if one.whole is None:
-        return "bootstrap", one.difference([a], [b]).p
+        return "bootstrap", gap.p
     return "randomisation", approximate_randomization(one.rows[a], one.rows[b], one.whole)
 
 

@@ -87,7 +87,7 @@ def _read(name: str, path: Path, split: str | None) -> Predicted:
     try:
         known = RunRecord.read(record) if path.parent.name == "predictions" and record.is_file() else None
     except ValueError as error:
-        raise DataError(f"{record}: not a record this version reads; name the file {path} by itself") from error
+        raise DataError(f"{record}: {error}; a copy of {path} in another folder can be compared without it") from error
     ids, gold, predicted = (list(column) for column in zip(*rows, strict=True))
     return Predicted(name, ids, gold, predicted, split, known)
 

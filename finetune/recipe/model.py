@@ -79,7 +79,8 @@ class EvaluateBlock(Block):
     slices: Annotated[list[Text], Expect("a list of columns of the data, such as [source, length]")] = Field(
         default_factory=list
     )
-    """Columns of the data whose values are scored apart. Labels, types and length (in tokens) always are."""
+    """Columns of the data whose values are scored apart: up to 12, of 10 rows or more, the rest together. Labels, types
+    and length (in tokens) always are."""
     calibrate: Switch = False
     """Fit a temperature on validation and divide the exported head's last weights by it: scores become better
     probabilities, and the order of the labels stays. Off: the temperature is only reported."""

@@ -5,11 +5,12 @@ Rates and scores are fractions of 1; units are in the names. A field is None whe
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from finetune.record.analysis import Analysis
 from finetune.record.parts import Interval, Part
@@ -39,6 +40,7 @@ __all__ = [
     "write_atomic",
 ]
 
+FORMAT: Literal[1] = 1
 Status = Literal["running", "pre-empted", "failed", "finished", "published"]
 
 
@@ -263,7 +265,7 @@ class Published(Part):
 class RunRecord(Part):
     """All of `run.json`."""
 
-    format: Literal[1] = 1
+    format: Literal[1] = FORMAT
     status: Status = "running"
     exit_code: int | None = None
     error: str | None = None
@@ -295,12 +297,38 @@ class RunRecord(Part):
 
     @classmethod
     def read(cls, path: Path) -> RunRecord:
-        """Raises FileNotFoundError, or pydantic.ValidationError when the file is no record of format 1."""
-        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        """Fields that this version does not have, of an older or a later one, are left aside.
+
+        Raises FileNotFoundError, or ValueError with one line that says why the file is no record of format 1.
+        """
+        text = path.read_text(encoding="utf-8")
+        try:
+            return cls.model_validate_json(text, extra="ignore")
+        except ValidationError as error:
+            raise ValueError(_unreadable(text, error)) from error
 
     def write(self, path: Path) -> None:
         """By temporary file and rename: a reader sees the previous record or this one."""
         write_atomic(path, self.model_dump_json(indent=2) + "\n")
+
+
+def _unreadable(text: str, error: ValidationError) -> str:
+    """Why the text is no record of format 1: what wrote it, and the first field that is wrong."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return "damaged, it is not JSON: restore it"
+    number = found.get("format") if isinstance(found, dict) else None
+    if isinstance(number, int) and number > FORMAT:
+        return f"a record of format {number}, and this version reads format {FORMAT}: update headswap{_writer(found)}"
+    first = error.errors()[0]
+    return f"not a record of format {FORMAT}: {'.'.join(map(str, first['loc']))}: {first['msg']}{_writer(found)}"
+
+
+def _writer(found: Any) -> str:
+    versions = found.get("versions") if isinstance(found, dict) else None
+    version = versions.get("headswap") if isinstance(versions, dict) else None
+    return f" (written by headswap {version})" if isinstance(version, str) else ""
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -83,9 +83,13 @@ class WorstRow(Part):
 
 
 class Suspect(Part):
-    """A row whose label is perhaps wrong: the model is as sure of `likely` as of rows that have this label."""
+    """A row whose label is perhaps wrong: the model is as sure of `likely` as of rows that have this label.
+
+    Only of rows that the model was not trained on; a hint to look at the row, no proof.
+    """
 
     id: str
+    word: int | None = None  # of a row of words the number of the one in question, from 0
     gold: str
     likely: str
     gold_score: float

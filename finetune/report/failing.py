@@ -150,13 +150,17 @@ def hard_rows(record: RunRecord, shown: Shown) -> Section:
     if analysis.suspects:
         rows = [_suspect(row, texts.get(row.id)) for row in analysis.suspects]
         header = ["id", "gold", "score", "perhaps", "score", "text"]
-        caption = f"Labels on {split} that are perhaps wrong"
+        caption = f"Labels on {split} that are perhaps wrong: another is as probable as where it is given"
         section.blocks.append(Table(caption, header, rows, right=(2, 4), mono=(0,), wide=(5,)))
     return section
 
 
 def _suspect(row: Suspect, line: Mapping[str, Any] | None) -> list[str]:
-    return [row.id, row.gold, f"{row.gold_score:.3f}", row.likely, f"{row.likely_score:.3f}", _row(line)[2]]
+    text = _row(line)[2]
+    words = line["inputs"].get("tokens") if line is not None else None
+    if words is not None and row.word is not None and row.word < len(words):
+        text = f"{_written(words[row.word])} · {text}"
+    return [row.id, row.gold, f"{row.gold_score:.3f}", row.likely, f"{row.likely_score:.3f}", text]
 
 
 def _row(line: Mapping[str, Any] | None, row: WorstRow | None = None) -> list[str]:

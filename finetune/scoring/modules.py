@@ -22,20 +22,21 @@ _HUB_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _HUB_OWNER = "evaluate-metric"
 
 
-def as_evaluate(names: str | Sequence[str], kind: Kind, labels: Sequence[Any] | None = None) -> Any:
+def as_evaluate(names: str | Sequence[str], kind: Kind, labels: Sequence[Any] | None = None, rows: Any = None) -> Any:
     """An `evaluate.Metric` of one or several of our metrics, computed in memory; works with `evaluate.combine`.
 
     `compute(predictions=, references=)` takes, by kind: label ids (n,); rows of 0 and 1 (n, K); numbers (n,); rows of
     tags; texts against lists of answers; texts. `roc_auc` takes `prediction_scores=` (n, K) too, or instead. labels:
-    all label ids, or tags, of the task, over which macro averages go; left out, those that occur. After `compute`,
-    `rows` holds the per-row statistics that entity and text metrics were computed from. Undefined is NaN.
+    all label ids, or tags, of the task, over which macro averages go; left out, those that occur. rows: the per-row
+    statistics of entity and text metrics, where they are known; else `rows` holds them after `compute`. Undefined is
+    NaN.
     Raises RecipeError for a name that `NAMES` does not have for this kind.
     """
     chosen = (names,) if isinstance(names, str) else tuple(names)
     unknown = [_unknown(name, kind) for name in chosen if name not in NAMES[kind]]
     if unknown:
         raise RecipeError("\n".join(unknown))
-    return _metric_class()(chosen, kind, labels)
+    return _metric_class()(chosen, kind, labels, rows)
 
 
 def _unknown(name: str, kind: Kind) -> str:
@@ -53,9 +54,9 @@ def _metric_class() -> Any:
     class PackagedMetric(evaluate.Metric):  # type: ignore[misc]
         """Metrics of this package behind the interface of `evaluate`."""
 
-        def __init__(self, names: tuple[str, ...], kind: Kind, labels: Sequence[Any] | None) -> None:
+        def __init__(self, names: tuple[str, ...], kind: Kind, labels: Sequence[Any] | None, rows: Any) -> None:
             self.names, self.kind, self.labels = names, kind, labels
-            self.rows: Any = None
+            self.rows = rows
             super().__init__(keep_in_memory=True)
             self.info.module_name = "_".join(names)
 
@@ -77,8 +78,11 @@ def _metric_class() -> Any:
             if self.kind in {"single", "multi", "regression"}:
                 references, predictions = np.asarray(references), np.asarray(predictions)
             scores = None if prediction_scores is None else np.asarray(prediction_scores)
-            values, self.rows = _values(self.kind, self.names, references, predictions, scores, self.labels)
-            return values
+            if self.kind in {"single", "multi", "regression", "tags"}:
+                return _values(self.kind, self.names, references, predictions, scores, self.labels)
+            if self.rows is None:
+                self.rows = _row_statistics(self.kind, self.names, references, predictions)
+            return _values_of_rows(self.kind, self.names, references, predictions, self.rows)
 
     return PackagedMetric
 
@@ -105,25 +109,33 @@ def _features(kind: Kind, names: tuple[str, ...]) -> Any:
 
 def _values(
     kind: Kind, names: tuple[str, ...], gold: Any, predicted: Any, scores: Any, labels: Sequence[Any] | None
-) -> tuple[dict[str, float], Any]:
+) -> dict[str, float]:
     if kind == "single":
         ids = _label_ids(gold, predicted, scores) if labels is None else labels
-        return label_scores.single_values(names, gold, predicted, scores, ids), None
+        return label_scores.single_values(names, gold, predicted, scores, ids)
     if kind == "multi":
-        return label_scores.multi_values(names, gold, predicted, scores), None
+        return label_scores.multi_values(names, gold, predicted, scores)
     if kind == "regression":
-        return label_scores.regression_values(names, gold, predicted), None
+        return label_scores.regression_values(names, gold, predicted)
+    known = sorted({tag for side in (gold, predicted) for row in side for tag in row}) if labels is None else labels
+    return tag_scores.tag_values(names, gold, predicted, known)
+
+
+def _row_statistics(kind: Kind, names: tuple[str, ...], gold: Any, predicted: Any) -> Any:
     if kind == "entities":
-        counts = tag_scores.count_entities(gold, predicted)
-        return tag_scores.entity_values(names, gold, predicted, counts), counts
-    if kind == "tags":
-        known = sorted({tag for side in (gold, predicted) for row in side for tag in row}) if labels is None else labels
-        return tag_scores.tag_values(names, gold, predicted, known), None
+        return tag_scores.count_entities(gold, predicted)
     if kind == "answers":
-        rows = dict(zip(NAMES["answers"], text_scores.answer_scores(gold, predicted).T, strict=True))
-        return {name: float(rows[name].mean()) for name in names}, rows
-    stats = text_scores.text_scores(names, gold, predicted)
-    return {name: text_scores.text_value(name, stats[name]) for name in names}, stats
+        return text_scores.answer_scores(gold, predicted)
+    return text_scores.text_scores(names, gold, predicted)
+
+
+def _values_of_rows(kind: Kind, names: tuple[str, ...], gold: Any, predicted: Any, rows: Any) -> dict[str, float]:
+    if kind == "entities":
+        return tag_scores.entity_values(names, gold, predicted, rows)
+    if kind == "answers":
+        means = dict(zip(NAMES["answers"], rows.mean(axis=0).tolist(), strict=True))
+        return {name: means[name] for name in names}
+    return {name: text_scores.text_value(name, rows[name]) for name in names}
 
 
 def _label_ids(gold: Any, predicted: Any, scores: Any) -> Sequence[int]:

@@ -52,6 +52,12 @@ class Predictions:
     loss: np.ndarray
     arrays: dict[str, Any] = field(default_factory=dict)
 
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` gives, kept in `arrays` under `name`: metrics and analysis share the statistics of rows."""
+        if name not in self.arrays:
+            self.arrays[name] = compute()
+        return self.arrays[name]
+
 
 @dataclass(frozen=True)
 class Case:

@@ -17,6 +17,7 @@ from finetune.errors import ModelError
 from finetune.features import Features
 from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
+from finetune.scoring.texts import text_scores
 from finetune.tasks import decoding, text_facts
 from finetune.tasks.base import Batch, Case, Predictions, Task, encode_texts
 
@@ -232,15 +233,29 @@ class Seq2SeqTask(Task):
         ]  # the loss is there anyway
         if texts is None or not wanted:
             return {}
-        return metrics.texts(wanted, self._references(predictions.arrays["gold"]), texts)
+        known = [name for name in wanted if name in metrics.NAMES["texts"]]
+        return metrics.texts(wanted, self._targets_of(predictions), texts, self._statistics(predictions, known))
 
     def examine(self, predictions: Predictions, rows: Rows) -> tuple[Analysis, RowScores]:
         texts = predictions.arrays["texts"]
         if texts is None:
             return text_analysis.losses(predictions.ids, predictions.loss)
         main = next((name for name in self.metrics if name in metrics.NAMES["texts"]), "chrf")
-        targets = self._references(predictions.arrays["gold"])
-        return text_analysis.generated(predictions.ids, predictions.loss, rows.column("source"), targets, texts, main)
+        targets, stats = self._targets_of(predictions), self._statistics(predictions, [main])[main]
+        sources = rows.column("source")
+        return text_analysis.generated(predictions.ids, predictions.loss, sources, targets, texts, main, stats)
+
+    def _targets_of(self, predictions: Predictions) -> list[str]:
+        targets: list[str] = predictions.once("targets", lambda: self._references(predictions.arrays["gold"]))
+        return targets
+
+    def _statistics(self, predictions: Predictions, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The statistics of each row, by metric; each is computed once."""
+        known: dict[str, np.ndarray] = predictions.once("statistics", dict)
+        missing = [name for name in names if name not in known]
+        if missing:
+            known |= text_scores(missing, self._targets_of(predictions), predictions.arrays["texts"])
+        return {name: known[name] for name in names}
 
     def _references(self, texts: list[str]) -> list[str]:
         """The texts that outputs are compared with."""

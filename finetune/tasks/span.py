@@ -19,6 +19,7 @@ from finetune.errors import ModelError
 from finetune.features import Features
 from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
+from finetune.scoring.texts import answer_scores
 from finetune.tasks import answers
 from finetune.tasks.answers import IGNORED, gold_texts, open_questions
 from finetune.tasks.base import Batch, Case, Predictions, Task
@@ -189,17 +190,26 @@ class SpanTask(Task):
 
     def score(self, predictions: Predictions, names: Sequence[str] | None = None) -> dict[str, Interval]:
         texts = [answer["answer"] for answer in self._answers(predictions)]
-        return metrics.answers(names or metrics.DEFAULTS["answers"], predictions.arrays["gold"], texts)
+        wanted = names or metrics.DEFAULTS["answers"]
+        return metrics.answers(wanted, predictions.arrays["gold"], texts, self._scores(predictions, texts))
+
+    def _scores(self, predictions: Predictions, texts: list[str]) -> np.ndarray:
+        """Exact match and F1 of each row, (n, 2); the threshold decides which rows have an empty answer."""
+        gold = predictions.arrays["gold"]
+        scores: np.ndarray = predictions.once(f"scores at {self.threshold}", lambda: answer_scores(gold, texts))
+        return scores
 
     def examine(self, predictions: Predictions, rows: Rows) -> tuple[Analysis, RowScores]:
         found = self._answers(predictions)
+        texts = [answer["answer"] for answer in found]
         return text_analysis.answers(
             predictions.ids,
             predictions.loss,
             rows.column("question"),
             predictions.arrays["gold"],
-            [answer["answer"] for answer in found],
+            texts,
             np.array([answer["score"] for answer in found]),
+            self._scores(predictions, texts),
         )
 
     def tune(self, predictions: Predictions) -> None:

@@ -14,11 +14,13 @@ import numpy as np
 
 from finetune import metrics
 from finetune.analysis import tags as tag_analysis
+from finetune.analysis.hard_rows import WordTags
 from finetune.analysis.slices import RowScores
 from finetune.errors import DataError, ModelError
 from finetune.features import Features
 from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
+from finetune.scoring.tags import EntityCounts, count_entities
 from finetune.tasks import grouping, tag_facts, tagger, windows
 from finetune.tasks.base import Batch, Case, Predictions, Task
 from finetune.tasks.gold import Gold, charted, gold_entities, read_gold
@@ -141,7 +143,7 @@ class TokenTask(Task):
         return _losses(outputs.logits.float(), batch.targets["labels"], self.smoothing).sum()
 
     def predict(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """label int32 and score float32 of each piece (B, L), and the loss (B,) summed over words."""
+        """label int32 and score float32 of each piece (B, L), the score of its gold label, and the loss (B,) summed."""
         import torch
 
         logits = model(**batch.inputs).logits.float()
@@ -149,7 +151,8 @@ class TokenTask(Task):
         found = {"label": label.int(), "score": (best - logits.logsumexp(dim=-1)).exp()}
         if "labels" not in batch.targets:
             return found | {"loss": torch.zeros(len(label), device=label.device)}
-        return found | {"loss": _losses(logits, batch.targets["labels"], 0.0).sum(dim=1)}
+        losses = _losses(logits, batch.targets["labels"], 0.0)
+        return found | {"loss": losses.sum(dim=1), "gold_score": (-losses).exp()}
 
     def decode(self, outputs: dict[str, list[np.ndarray]], features: Features, rows: Rows) -> Predictions:
         if "words" not in features.sequences:
@@ -167,7 +170,8 @@ class TokenTask(Task):
         arrays: dict[str, Any] = {
             side: [tags.tolist() for tags in np.split(names[numbers], ends)] for side, numbers in sides.items()
         }
-        arrays["word_scores"] = np.split(probabilities, ends)
+        own = windows.of_words(features, lengths, outputs["gold_score"], 1.0)
+        arrays["words"] = WordTags(self.targets[sides["gold"]], predicted.astype(np.int64), own, probabilities)
         arrays["score"] = np.bincount(row, weights=probabilities, minlength=len(rows)) / np.maximum(lengths, 1)
         return Predictions(rows.column("id"), loss / np.maximum(counted, 1), arrays)
 
@@ -195,22 +199,29 @@ class TokenTask(Task):
         wanted = names or metrics.DEFAULTS[self.problem]
         if self.problem == "tags":
             return metrics.tags(wanted, gold, predicted, self.tags.labels)
-        found = metrics.entities(wanted, gold, predicted)
+        counts = self._counts(predictions)
+        found = metrics.entities(wanted, gold, predicted, counts)
         if "published" not in predictions.arrays:
             return found
         read = predictions.arrays["published"]
         through = metrics.entities(["f1"], *read)["f1"]
         part = len(read[0]) if len(read[0]) < len(gold) else None
         found["f1_pipeline"] = through.model_copy(update={"n": part})
-        types = {} if names else metrics.entity_types(gold, predicted)
+        types = {} if names else metrics.entity_types(gold, predicted, counts)
         return found | {f"f1/{kind}": values["f1"] for kind, values in types.items()}
 
     def examine(self, predictions: Predictions, rows: Rows) -> tuple[Analysis, RowScores]:
         del rows
-        gold, predicted, scores = (predictions.arrays[name] for name in ("gold", "predicted", "word_scores"))
+        gold, predicted, words = (predictions.arrays[name] for name in ("gold", "predicted", "words"))
+        said = (predictions.ids, predictions.loss, gold, predicted, words, self.labels)
         if self.problem == "entities":
-            return tag_analysis.entities(predictions.ids, predictions.loss, gold, predicted, scores)
-        return tag_analysis.tags(predictions.ids, predictions.loss, gold, predicted, scores, self.tags.labels)
+            return tag_analysis.entities(*said, self._counts(predictions))
+        return tag_analysis.tags(*said, self.tags.labels)
+
+    def _counts(self, predictions: Predictions) -> EntityCounts:
+        sides = (predictions.arrays["gold"], predictions.arrays["predicted"])
+        counts: EntityCounts = predictions.once("entities", lambda: count_entities(*sides))
+        return counts
 
     def constant(self, predictions: Predictions) -> tuple[str, Predictions] | None:
         gold = predictions.arrays["gold"]

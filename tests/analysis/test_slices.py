@@ -5,13 +5,13 @@ import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
 from finetune.analysis import labels
-from finetune.analysis.hard_rows import suspects, worst_rows
-from finetune.analysis.slices import Groups, column_groups, length_groups, row_means, row_ratios, slices
+from finetune.analysis.hard_rows import WordTags, label_suspects, suspects, word_suspects, worst_rows
+from finetune.analysis.slices import Groups, column_groups, column_problem, length_groups, row_means, row_ratios, slices
 
 
 def test_slices_score_their_own_rows():
     scores = row_means("accuracy", np.array([1, 1, 0, 0, 1, 0]))
-    found = slices(scores, "source", column_groups(["b", "b", "a", "a", "b", "a"]))
+    found = slices(scores, "source", Groups(["a", "b"], np.array([1, 1, 0, 0, 1, 0])))
     assert [(one.by, one.value, one.n, one.metric, one.result.value) for one in found] == [
         ("source", "a", 3, "accuracy", 0.0),
         ("source", "b", 3, "accuracy", 1.0),
@@ -26,7 +26,9 @@ def test_interval_of_a_slice_is_binomial():
 
 
 def test_a_ratio_is_that_of_the_sums():
-    found = slices(row_ratios("f1", np.array([2, 0, 4]), np.array([4, 2, 4])), "x", column_groups(["a", "a", "b"]))
+    found = slices(
+        row_ratios("f1", np.array([2, 0, 4]), np.array([4, 2, 4])), "x", Groups(["a", "b"], np.array([0, 0, 1]))
+    )
     assert [one.result.value for one in found] == [2 / 6, 1.0]
 
 
@@ -42,15 +44,33 @@ def test_lengths_fall_into_quarters():
     assert length_groups(np.array([5, 5, 5])).names == ["5"]
 
 
-def test_many_values_of_a_column_are_put_together_and_numbers_are_quartered():
-    words = [f"w{number % 30}" for number in range(60)] + ["w3"] * 10
+def test_values_of_a_column_are_scored_apart_from_ten_rows_on():
+    groups = column_groups(["a"] * 10 + ["b"] * 12 + ["c"] * 9 + ["d"])
+    assert groups.names == ["b", "a", "(2 other values)"]
+    assert np.bincount(groups.place).tolist() == [12, 10, 10]
+    assert column_groups(["1"] * 11 + ["0"] * 10).names == ["1", "0"]
+
+
+def test_of_many_values_eleven_are_scored_apart_and_numbers_are_quartered():
+    words = [f"w{number % 30:02}" for number in range(600)] + ["w03"]
     groups = column_groups(words)
-    assert groups.names[0] == "w3"
-    assert groups.names[-1] == "(all others)"
-    assert len(groups.names) == 12
-    assert np.bincount(groups.place).sum() == 70
+    assert groups.names == ["w03", *(f"w{number:02}" for number in range(11) if number != 3), "(19 other values)"]
+    assert np.bincount(groups.place).tolist() == [21, *[20] * 10, 380]
     assert len(column_groups([str(number) for number in range(100)]).names) == 4
-    assert column_groups(["1", "0", "1"]).names == ["1", "0"]
+    twelve = [f"w{number:02}" for number in range(12)] * 10
+    assert column_groups(twelve).names == twelve[:12]
+
+
+def test_a_column_in_which_most_rows_have_a_value_of_their_own_is_a_problem():
+    titles = [f"title {number}" for number in range(200)]
+    assert column_groups(titles).names == []
+    assert slices(row_means("accuracy", np.ones(200)), "title", column_groups(titles)) == []
+    assert column_problem(titles) == "200 different values in 200 rows, none with 10 rows: nothing is scored apart"
+    mixed = titles + ["a"] * 100
+    said = "201 different values in 300 rows: those that are scored apart (1) have 33% of the rows"
+    assert column_problem(mixed) == said
+    assert column_problem([*titles, *["a"] * 200]) is None
+    assert column_problem(list(map(str, range(200)))) is None
 
 
 def test_labels_have_the_values_of_scikit_learn():
@@ -109,3 +129,37 @@ def test_planted_wrong_labels_are_suspects():
 def test_right_labels_are_no_suspects():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.1, 0.9]])
     assert suspects(list("abcd"), np.array([0, 1, 0, 1]), probabilities, ["x", "y"]) == []
+
+
+def test_planted_wrong_labels_among_several_are_suspects():
+    generator = np.random.default_rng(2)
+    truth = generator.random((600, 4)) < 0.3
+    probabilities = np.clip(np.where(truth, 0.9, 0.05) + generator.normal(0, 0.05, truth.shape), 0.01, 0.99)
+    gold = truth.copy()
+    planted = {row: (row % 4, bool(truth[row, row % 4])) for row in range(12)}
+    for row, (label, _) in planted.items():
+        gold[row, label] ^= True
+    found = label_suspects([str(row) for row in range(600)], gold, probabilities, list("abcd"))
+    assert {int(one.id) for one in found} <= set(planted)
+    assert len(found) >= 4
+    for one in found:
+        label, there = planted[int(one.id)]
+        sides = ("abcd"[label], f"without {'abcd'[label]}")
+        assert (one.likely, one.gold) == (sides if there else sides[::-1])
+        assert one.gold_score < 0.5 < one.likely_score
+
+
+def test_a_row_of_words_is_named_once_with_its_clearest_word():
+    row, word = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2, 0, 1, 0])
+    tags = WordTags(
+        gold=np.array([0, 0, 1, 1, 0, -100]),
+        likely=np.array([1, 1, 1, 1, 0, 1]),
+        gold_score=np.array([0.2, 0.1, 0.8, 0.7, 0.9, 1.0]),
+        likely_score=np.array([0.8, 0.9, 0.8, 0.7, 0.9, 1.0]),
+    )
+    found = word_suspects(["x", "y", "z"], row, word, tags, ["O", "B-PER"])
+    assert [(one.id, one.word, one.gold, one.likely) for one in found] == [("x", 1, "O", "B-PER")]
+    assert (found[0].gold_score, found[0].likely_score) == (0.1, 0.9)
+    unsure = WordTags(tags.gold, tags.likely, tags.gold_score, np.minimum(tags.likely_score, 0.74))
+    assert word_suspects(["x", "y", "z"], row, word, unsure, ["O", "B-PER"]) == []
+    assert word_suspects([], row[:0], word[:0], WordTags(row[:0], row[:0], np.empty(0), np.empty(0)), ["O"]) == []
