@@ -86,10 +86,10 @@ def label_suspects(
     Identifying Incorrect Annotations in Multi-Label Classification Data, 2022 (one label against the rest).
     """
     having = np.where(gold, probabilities, 1.0 - probabilities)  # what the data says of each label
-    sides = [_usual(column.astype(np.int64), own, 2) for column, own in zip(gold.T, having.T, strict=True)]
-    without, with_it = np.array(sides).reshape(-1, 2).T
-    learned = (with_it >= LEARNED) & np.isfinite(with_it)
-    clear = learned & (1.0 - having >= np.where(gold, without, with_it)) & (having < LEARNED)
+    usual = [_usual(column.astype(np.int64), own, 2) for column, own in zip(gold.T, having.T, strict=True)]
+    absent, present = np.array(usual).reshape(-1, 2).T
+    learned = (present >= LEARNED) & np.isfinite(present)
+    clear = learned & (1.0 - having >= np.where(gold, absent, present)) & (having < 0.5)
     margin = np.where(clear, 1.0 - 2.0 * having, -np.inf)
     worst = margin.argmax(axis=1)
     found = []

@@ -47,11 +47,12 @@ PLAIN = tuple((words, plain(words)) for words, _ in token_material.ROWS)
 
 def outputs_for(features, labels, scores=None, losses=None):
     """One array a feature as a model gives them: `labels` by (row, word), O elsewhere."""
-    found = {"label": [], "score": [], "loss": []}
+    found = {"label": [], "score": [], "gold_score": [], "loss": []}
     for number, row in enumerate(features.scalars["row"].tolist()):
         words = features.sequences["words"][number]
         found["label"].append(np.array([labels.get((row, int(word)), 0) for word in words] + [5, 5]))  # and padding
         found["score"].append(np.array([(scores or {}).get((row, int(word)), 0.5) for word in words] + [0.9, 0.9]))
+        found["gold_score"].append(found["score"][-1] / 2)
         found["loss"].append(np.float32((losses or {}).get(number, 0.0)))
     return found
 
@@ -137,6 +138,9 @@ def test_predictions_are_label_and_probability_of_each_piece(tmp_path, encoder):
     best = logits.softmax(-1).max(-1)
     assert torch.equal(found["label"].long(), best.indices)
     assert torch.allclose(found["score"], best.values, atol=1e-6)
+    gold = batch.targets["labels"]
+    own = logits.softmax(-1).gather(-1, gold.clamp(min=0)[..., None])[..., 0]
+    assert torch.allclose(found["gold_score"], torch.where(gold >= 0, own, 1.0), atol=1e-6)
     flat = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets["labels"].flatten(), reduction="sum")
     assert found["loss"].sum().item() == pytest.approx(flat.item(), rel=1e-5)
 
