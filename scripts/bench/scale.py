@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ STEPS = 50
 
 
 def measure(sizes: list[int], checkpoint: str) -> list[dict[str, Any]]:
-    """One measurement for each number of rows, from a generated jsonl file to its first 50 steps."""
-    return [_measure(rows, checkpoint) for rows in sizes]
+    """One measurement for each number of rows, in a process of its own, from a generated file to its first 50 steps."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+        return list(pool.map(_measure, sizes, [checkpoint] * len(sizes)))
 
 
 def _measure(rows: int, checkpoint: str) -> dict[str, Any]:
