@@ -141,6 +141,25 @@ def test_one_baseline_is_one_column():
     assert "The column on the right is a simple method on the same rows" in render(recipe(), facts)
 
 
+def test_an_encoder_with_a_decoder_is_called_so():
+    given = recipe(task="seq2seq", data={"columns": {"source": "a", "target": "b"}}, model={"decoder": "same"})
+    assert "given a decoder of the same weights, fine-tuned on" in render(given, record(model=model(labels=[])))
+    given.model.decoder = "./alice/decoder"
+    assert "given a decoder made of `decoder`, fine-tuned on" in render(given, record(model=model(labels=[])))
+
+
+def test_a_share_too_small_to_show_is_a_number():
+    facts = record()
+    facts.data["train"].truncated = 1
+    assert "1 of the train rows and 0.4 % of the test rows were longer than 64 tokens" in render(recipe(), facts)
+
+
+def test_the_recipe_shows_no_keys_of_other_tasks():
+    assert "tag_pieces" not in render(recipe(), record())
+    tagged = recipe(task="token", data={"columns": {"tokens": "a", "tags": "b"}}, evaluate={"select_on": "f1"})
+    assert "tag_pieces: first" in render(tagged, record())
+
+
 def test_a_metric_over_a_part_of_the_rows_is_shown_with_their_number():
     found = results(100, f1=(0.5, 0.4, 0.6), has_answer_f1=(0.6, 0.5, 0.7))
     found.metrics["has_answer_f1"].n = 66

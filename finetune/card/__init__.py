@@ -16,6 +16,7 @@ from finetune.card.public_names import (
     dataset_name,
     metric_name,
     model_name,
+    place_name,
     public_recipe,
 )
 from finetune.card.rules import check_front_matter
@@ -62,8 +63,17 @@ def _summary(recipe: Recipe, record: RunRecord, model: ModelFacts) -> str:
     data = dataset_id(recipe)
     shown = code(dataset_name(recipe))
     where = link(shown, f"{HUB}/datasets/{data}") if data else shown
-    how = "Trained from random weights" if recipe.model.init == "scratch" else f"{checkpoint_link(recipe)}, fine-tuned"
+    start = f"{checkpoint_link(recipe)}{_decoder(recipe)}"
+    how = "Trained from random weights" if recipe.model.init == "scratch" else f"{start}, fine-tuned"
     return f"{how} on {where}: {purpose(model)}.{_headline(record, model)}"
+
+
+def _decoder(recipe: Recipe) -> str:
+    """What was put behind an encoder."""
+    other = recipe.model.decoder
+    if other is None:
+        return ""
+    return f", given a decoder {'of the same weights' if other == 'same' else f'made of {code(place_name(other))}'}"
 
 
 def _headline(record: RunRecord, model: ModelFacts) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from finetune.recipe import Recipe, is_local
+from finetune.recipe.tables import ONLY_FOR
 from finetune.recipe.yaml_lines import dump
 
 __all__ = [
@@ -125,8 +126,10 @@ def metric_on_hub(metric: str) -> str:
 
 
 def public_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML: local paths by their last name, no tracker, no repository, nothing unset."""
+    """The resolved recipe as YAML: local paths by their last name, no tracker, no repository, nothing of no effect."""
     settings = YAML(typ="safe", pure=True).load(recipe.to_yaml())
+    for block, _, name in (key.partition(".") for key, tasks in ONLY_FOR.items() if recipe.task not in tasks):
+        (settings.get(block) or {}).pop(name, None)
     content = {key: value for key, value in settings.items() if key not in PRIVATE_BLOCKS}
     return dump(_public(content | {"output": _last(recipe.output)}))
 

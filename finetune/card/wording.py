@@ -88,7 +88,7 @@ def _languages(recipe: Recipe) -> str:
 
 def _cut(recipe: Recipe, record: RunRecord) -> Iterator[str]:
     cut = [
-        f"{share(facts.truncated / facts.rows)} of the {text(name)} rows"
+        f"{_part(facts.truncated, facts.rows)} of the {text(name)} rows"
         for name, facts in record.data.items()
         if facts.rows and facts.truncated
     ]
@@ -106,6 +106,12 @@ def _cut(recipe: Recipe, record: RunRecord) -> Iterator[str]:
         )
     elif record.data and not cut:
         yield f"No text in the data was longer than {recipe.data.max_length} tokens; longer ones are untested."
+
+
+def _part(number: int, rows: int) -> str:
+    """A share in per cent, or the number itself where that would read 0.0 %."""
+    shown = share(number / rows)
+    return count(number) if shown == share(0) else shown
 
 
 def _overlaps(record: RunRecord) -> Iterator[str]:
