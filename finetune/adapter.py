@@ -36,6 +36,7 @@ def locate(name: str, recipe: Recipe) -> Checkpoint:
     base = settings.get("base_model_name_or_path")
     try:
         found = _base(folder, base, settings.get("revision")) if base else pretrained.find_checkpoint(recipe)
+        found = pretrained.with_decoder(found, recipe)
     except ModelError as error:
         raise ModelError(
             f"{name}: an adapter of {base or recipe.model.checkpoint}, which cannot be had; write where the base is as"

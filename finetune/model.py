@@ -116,11 +116,12 @@ def load_for_evaluation(checkpoint: Checkpoint, task: type[Task] | Task) -> Load
 def _with_adapter(checkpoint: Checkpoint, config: Any, task: type[Task] | Task) -> Loaded:
     """A base with a PEFT adapter merged into it, head included."""
     adapter.set_labels(checkpoint, config, task)
+    tokenizer = load_tokenizer(checkpoint, config)  # first: it marks the config of an encoder with a decoder
     model, info = _load(getattr(transformers, task.auto_class), checkpoint, config, ignore_mismatched_sizes=True)
     head_swap = _report(model, info, checkpoint, task)
     with quiet_transformers():
         merged = adapter.merge(checkpoint, model, head_swap.new.names)
-    return Loaded(merged.eval(), load_tokenizer(checkpoint, config), head_swap)
+    return Loaded(merged.eval(), tokenizer, head_swap)
 
 
 def _classes(auto: Any, config: Any) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ __all__ = [
     "longest_input",
     "read_config",
     "tokenizer_sha256",
+    "with_decoder",
 ]
 
 # Files that make a checkpoint. Pickled weights (.bin, .pt) and code (.py) are never fetched.
@@ -51,9 +52,15 @@ def find_checkpoint(recipe: Recipe) -> Checkpoint:
     checkpoint = locate(block.checkpoint, block.revision, recipe.locate)
     if block.sha256 is not None:
         _check_sha256(checkpoint, block.sha256)
-    if block.decoder is None:
+    return with_decoder(checkpoint, recipe)
+
+
+def with_decoder(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """The checkpoint with the decoder that the recipe gives it, if any. Raises ModelError."""
+    name = recipe.model.decoder
+    if name is None:
         return checkpoint
-    return replace(checkpoint, decoder=checkpoint if block.decoder == "same" else _decoder(block.decoder, recipe))
+    return replace(checkpoint, decoder=checkpoint if name == "same" else _decoder(name, recipe))
 
 
 def _decoder(name: str, recipe: Recipe) -> Checkpoint:

@@ -8,7 +8,7 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from finetune import lora, model, preparation
+from finetune import assessment, lora, model, preparation
 from finetune.errors import ModelError
 from finetune.events import Events
 from finetune.recipe import LoraBlock, load
@@ -191,6 +191,18 @@ def test_merged_export_equals_base_with_adapter(tmp_path, tiny_checkpoint, kind)
     with torch.no_grad():
         found = [one(**batch.inputs).logits for one in (both, merged)]
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
+
+
+def test_an_adapter_is_evaluated_over_the_encoder_with_the_recipes_decoder(tmp_path, tiny_checkpoint):
+    ready = prepared(tmp_path, tiny_checkpoint)
+    net, _ = adapted(ready)
+    one_step(ready, net)
+    model.export(net.eval(), ready.tokenizer, ready.task, tmp_path / "export", base=str(tiny_checkpoint))
+    found = [
+        assessment.evaluate(load(tmp_path / "recipe.yaml"), str(tmp_path / "export" / part), split="test").results
+        for part in ("", "adapter")
+    ]
+    assert found[0]["test"].metrics["loss"].value == pytest.approx(found[1]["test"].metrics["loss"].value, abs=1e-5)
 
 
 def test_the_layer_for_words_gets_no_adapter(tmp_path):
