@@ -101,14 +101,21 @@ def label_suspects(
 
 
 def word_suspects(
-    ids: Sequence[str], row: NDArray[np.int64], word: NDArray[np.int64], tags: WordTags, labels: Sequence[str]
+    ids: Sequence[str],
+    row: NDArray[np.int64],
+    word: NDArray[np.int64],
+    tags: WordTags,
+    labels: Sequence[str],
+    outside: str | None = None,
 ) -> list[Suspect]:
     """As `suspects`, of words: the predicted tag is as probable as it is on average for the words that have it.
 
-    row, word: (w,) where each word stands. A row is named once, with the word that is clearest.
+    row, word: (w,) where each word stands. outside: the tag of words in no entity, which is never what a word should
+    rather be: an entity that a model misses is its commonest mistake. A row is named once, with the clearest word.
     """
     known = tags.gold >= 0
     usual = _usual(tags.gold[known], tags.gold_score[known], len(labels))
+    usual[[name == outside for name in labels]] = np.inf
     wrong = known & (tags.likely != tags.gold) & (tags.likely_score >= usual[tags.likely])
     margin = np.where(wrong & (tags.likely_score > tags.gold_score), tags.likely_score - tags.gold_score, -np.inf)
     order = np.lexsort((word, -margin, row))

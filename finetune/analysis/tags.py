@@ -48,7 +48,7 @@ def entities(
         slices=label_slices("type", counts.types, np.ones(len(gold), np.int64), counts.stats),
         errors=entity_errors(*sides),
         worst=worst_rows(ids, loss),
-        suspects=word_suspects(ids, *_places(gold), words, own),
+        suspects=word_suspects(ids, *_places(gold), words, own, outside="O"),
     )
     return found, row_ratios("f1", 2 * hits, guessed + real)
 

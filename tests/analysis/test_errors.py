@@ -35,9 +35,9 @@ def test_entities_of_tags():
     names = ["O", "B-PER", "I-PER", "B-LOC"]
     words = WordTags(
         np.array([1, 2, 0, 0, 3]),
-        np.array([1, 0, 0, 0, 3]),
-        np.array([0.9, 0.1, 1.0, 0.8, 0.7]),
-        np.array([0.9, 0.9, 1.0, 0.8, 0.7]),
+        np.array([1, 0, 0, 1, 3]),
+        np.array([0.9, 0.1, 1.0, 0.1, 0.7]),
+        np.array([0.9, 0.9, 1.0, 0.9, 0.7]),
     )
     found, rows = tags.entities(
         ["a", "b"], np.array([2.0, 0.1]), gold, guessed, words, names, count_entities(gold, guessed)
@@ -51,7 +51,7 @@ def test_entities_of_tags():
     assert rows.statistic(rows.stats.sum(axis=0, keepdims=True))[0] == pytest.approx(0.5)
     assert [row.id for row in found.worst] == ["a", "b"]
     assert found.worst[0].gold is None
-    assert [(one.id, one.word, one.gold, one.likely) for one in found.suspects] == [("a", 1, "I-PER", "O")]
+    assert [(one.id, one.word, one.gold, one.likely) for one in found.suspects] == [("b", 0, "O", "B-PER")]
 
 
 def test_plain_tags_have_a_confusion_matrix_over_words():
