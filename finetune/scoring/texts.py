@@ -6,6 +6,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ROUGE = ("rouge1", "rouge2", "rougeL")
+STEMS = 100_000  # kept
 
 
 def normalize_answer(text: str) -> str:
@@ -78,10 +80,25 @@ def text_scores(names: Sequence[str], targets: Sequence[str], predictions: Seque
     return {name: found[name] for name in names}
 
 
+class _Words:
+    """rouge_score's own tokenizer with Porter stemming, that stems each word once: stemming is half of its time."""
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self.stem = lru_cache(STEMS)(PorterStemmer().stem)
+
+    def tokenize(self, text: str) -> list[str]:
+        from rouge_score.tokenize import tokenize
+
+        words: list[str] = tokenize(text, self)
+        return words
+
+
 def _rouge(targets: Sequence[str], predictions: Sequence[str]) -> Floats:
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(list(_ROUGE), use_stemmer=True)
+    scorer = RougeScorer(list(_ROUGE), tokenizer=_Words())
     scores = [scorer.score(target, text) for target, text in zip(targets, predictions, strict=True)]
     return 100 * np.array([[score[name].fmeasure for name in _ROUGE] for score in scores]).reshape(-1, 3)
 
