@@ -109,7 +109,10 @@ def best_threshold(gold: Sequence[Sequence[str]], best: Sequence[str], ranked: R
     with np.errstate(invalid="ignore"):
         middle = np.where(np.isinf(low), high - 1, np.where(np.isinf(high), low + 1, (low + high) / 2))
     places = np.where((low < 0) & (high > 0), 0.0, middle)
-    good = places[np.isfinite(places) & (low < high) & (total >= total.max() - 1e-9)]
+    possible = np.isfinite(places) & (low < high)  # no threshold lies between two equal margins
+    if not possible.any():
+        return 0.0
+    good = places[possible & (total >= total[possible].max() - 1e-9)]
     return round(float(good[np.abs(good).argmin()]), 4)
 
 

@@ -16,7 +16,7 @@ from finetune.events import Events
 from finetune.inference import question_answering as qa
 from finetune.recipe import load
 from finetune.record import RunRecord
-from finetune.tasks.answers import IGNORED
+from finetune.tasks.answers import IGNORED, best_threshold
 from finetune.tasks.base import Predictions
 from finetune.tasks.span import SpanTask
 
@@ -201,6 +201,21 @@ def fake(task, gold, best, margin):
     return Predictions(
         list(map(str, range(len(gold)))), np.zeros(len(gold)), {"gold": gold, "ranked": ranked, "best": parts}
     )
+
+
+@pytest.mark.parametrize(
+    ("margins", "gold", "expected"),
+    [
+        ([1.0, 1.0], [["yes"], []], 0.0),  # the sum of the gains is highest between the two, where no threshold is
+        ([-2.0, 1.0, 1.0, 3.0], [[], ["yes"], [], ["yes"]], -3.0),
+        ([np.nan, np.nan], [["yes"], []], 0.0),
+    ],
+)
+def test_equal_margins_are_not_told_apart_by_a_threshold(margins, gold, expected):
+    count = len(margins)
+    zeros = np.zeros((count, 1))
+    ranked = qa.Ranked(zeros, zeros.astype(int), zeros.astype(int), np.array(margins))
+    assert best_threshold(gold, ["yes"] * count, ranked) == expected
 
 
 def test_the_threshold_is_the_best_of_all(ready):
