@@ -108,10 +108,12 @@ def fit(run: Fit) -> None:
         if progress.step % LOG_EVERY == 0 or progress.step == run.plan.steps:
             _log(run, window)
         progress.evaluation_owed = run.evaluate is not None and _evaluation_due(run)
-        stop, due = _agree(accelerator, bool(run.stop), accelerator.is_main_process and run.save_due(progress.step))
-        if stop or due:
+        due = accelerator.is_main_process and run.save_due(progress.step)
+        reason, save = _largest(accelerator, run.stop.code, int(due))
+        if reason or save:
             _save(run, window)
-        if stop:
+        if reason:
+            run.stop.agree(reason)
             _leave(run)
     progress.window_loss = float(window)
 
@@ -191,7 +193,7 @@ def _prove_memory(run: Fit, rows: np.ndarray) -> None:
         if slots <= run.proven_slots:
             return
         longest = rows[np.argsort(-run.widths[rows].sum(axis=1), kind="stable")[:count]]
-        missing, _ = _agree(run.accelerator, not _fits(run, longest), save=False)
+        (missing,) = _largest(run.accelerator, int(not _fits(run, longest)))
         run.optimizer.zero_grad(set_to_none=True)
         if not missing:
             # Before the first step the optimizer has no tensors yet: the next step has less room.
@@ -321,13 +323,12 @@ def _slots(run: Fit, rows: np.ndarray) -> int:
 # -------------------------------------------------------------------------------------------- between the steps
 
 
-def _agree(accelerator: Accelerator, stop: bool, save: bool) -> tuple[bool, bool]:
-    """Whether any process was asked to stop, and whether the main one wants to save."""
+def _largest(accelerator: Accelerator, *values: int) -> tuple[int, ...]:
+    """Each of the values, small whole numbers, as the process has it where it is largest; the same on all."""
     if accelerator.num_processes == 1:
-        return stop, save
-    flags = torch.tensor([stop, save], dtype=torch.float32, device=accelerator.device)
-    stop_votes, save_votes = accelerator.reduce(flags, "sum").tolist()
-    return stop_votes > 0, save_votes > 0
+        return values
+    mine = torch.tensor([values], dtype=torch.int32, device=accelerator.device)
+    return tuple(accelerator.gather(mine).amax(dim=0).tolist())
 
 
 def _log(run: Fit, window: torch.Tensor) -> None:
@@ -447,7 +448,8 @@ def predict(
     found: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
     for _ in range(rounds):
         found += itertools.islice(outputs, 1)
-        if stop is not None and _agree(accelerator, bool(stop), save=False)[0]:
+        if stop is not None and (reason := _largest(accelerator, stop.code)[0]):
+            stop.agree(reason)
             raise Preempted(stop.message())
     shares = _gather(accelerator, found)
     return None if shares is None else _in_order(shares, len(features))

@@ -17,6 +17,8 @@ __all__ = ["STOPPING", "StopFlag", "stop_requests", "under_launcher"]
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ECHO_SECONDS = 5.0  # a signal to a whole group arrives twice: from its sender, and passed on by the launcher
 WATCH_SECONDS = 0.2  # between two looks at the parent
+LAUNCHER_DIED = "the launcher died"
+REASONS = (*(number.name for number in STOPPING), LAUNCHER_DIED)  # the later, the more it tells
 
 
 class _Stopped(BaseException):
@@ -27,14 +29,24 @@ class StopFlag:
     """Whether a stop was asked for, and by what."""
 
     def __init__(self, launched: bool) -> None:
-        self.reason: str | None = None
+        self.reason: str | None = None  # one of REASONS
         self.obeyed = False  # what was to be saved is saved: a launcher that ends its processes must not disturb
         self._launched, self._parent = launched, os.getppid()
         self._first = 0.0
         self._at_once = False
+        self._elsewhere: str | None = None  # why another process was asked to stop
 
     def __bool__(self) -> bool:
         return self.reason is not None
+
+    @property
+    def code(self) -> int:
+        """The reason as a number that processes can exchange; 0: none."""
+        return 0 if self.reason is None else 1 + REASONS.index(self.reason)
+
+    def agree(self, code: int) -> None:
+        """Take over the largest code of all processes, above 0, as what the message says."""
+        self._elsewhere = REASONS[code - 1]
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The first signal sets the flag; the second ends the process at once, which loses no committed file."""
@@ -43,7 +55,7 @@ class StopFlag:
                 os._exit(128 + number)
             return
         orphaned = self._launched and os.getppid() != self._parent
-        self.reason = "the launcher died" if orphaned else signal.Signals(number).name
+        self.reason = LAUNCHER_DIED if orphaned else signal.Signals(number).name
         self._first = time.monotonic()
         if self._at_once:
             raise _Stopped
@@ -66,8 +78,8 @@ class StopFlag:
             self._at_once = False
 
     def message(self, where: str = "") -> str:
-        """What the user is told; `where` begins with a blank."""
-        return f"stopped{where} ({self.reason or 'another process was asked to stop'}); the same command continues"
+        """What the user is told of a stop; `where` begins with a blank."""
+        return f"stopped{where} ({self._elsewhere or self.reason}); the same command continues"
 
     def watch_parent(self, over: threading.Event) -> None:
         """Until `over`: when the launcher dies, send SIGTERM to the main thread, as it would have."""

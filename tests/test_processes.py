@@ -88,8 +88,8 @@ def test_whatever_stops_it_the_run_ends_as_if_nothing_had_happened(whole, tmp_pa
     assert (record(path).status, record(path).exit_code) == ("failed", 1)
     assert "process 1 is gone" in record(path).error
     for fault, expected, said in (
-        (be_asked_to_stop, [75, 75], "stopped at step 10 of 64 (another process was asked to stop)"),
-        (be_asked_in_the_last_evaluation, [75, 75], "stopped (another process was asked to stop)"),
+        (be_asked_to_stop, [75, 75], "stopped at step 10 of 64 (SIGTERM)"),
+        (be_asked_in_the_last_evaluation, [75, 75], "stopped (SIGINT)"),
         (be_asked_when_the_other_has_left, [75, 0], "stopped (SIGUSR1)"),
     ):
         codes, errors = processes.train(path, fault)
