@@ -117,13 +117,17 @@ def build_accelerator(precision: str) -> Accelerator:
 
 @dataclass
 class SaveSchedule:
-    """When to save. `auto`: as often as keeps saving under 1 % of the time, and at least every 10 minutes."""
+    """When to save. `auto`: as often as keeps saving under 1 % of the time, and at least every 10 minutes.
+
+    The first save comes late by the time that pays for the one after the last step, which every run makes.
+    """
 
     every: int | str
     expected_bytes: int
     clock: Callable[[], float] = time.monotonic
     cost_seconds: float = field(init=False)
     last: float = field(init=False)
+    first: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
         self.cost_seconds = self.expected_bytes / DISK_BYTES_PER_SECOND
@@ -133,8 +137,9 @@ class SaveSchedule:
         """Whether a checkpoint is to be written after `step` optimizer steps."""
         if self.every != "auto":
             return step % int(self.every) == 0
-        return self.clock() - self.last >= min(LONGEST_GAP_SECONDS, self.cost_seconds / SHARE_FOR_SAVING)
+        gap = self.cost_seconds / SHARE_FOR_SAVING * (2 if self.first else 1)
+        return self.clock() - self.last >= min(LONGEST_GAP_SECONDS, gap)
 
     def saved(self, seconds: float) -> None:
         """Book a save that took `seconds`."""
-        self.cost_seconds, self.last = seconds, self.clock()
+        self.cost_seconds, self.last, self.first = seconds, self.clock(), False

@@ -34,11 +34,12 @@ class Stop(StopFlag):
         super().__init__(launched=False)
         self.left = after
 
-    def __bool__(self):
+    @property
+    def code(self):
         if self.left is None:
-            return False
+            return super().code
         self.left -= 1
-        return self.left < 0
+        return int(self.left < 0)
 
 
 class Session:
@@ -294,8 +295,20 @@ def test_saving_automatically_takes_a_hundredth_of_the_time_and_comes_every_ten_
                 now[0] += cost
                 schedule.saved(cost)
                 saves.append(step)
-        assert saves[0] == 100  # until the first one is timed, a guess
+        assert saves[0] == 200  # until the first one is timed, a guess; twice its gap, for the save after the last step
         assert {later - earlier for earlier, later in itertools.pairwise(saves)} == {gap}
+
+
+def test_saving_automatically_leaves_room_for_the_save_after_the_last_step():
+    now, cost, spent = [0.0], 1.0, 0.0
+    schedule = session.SaveSchedule("auto", expected_bytes=300_000_000, clock=lambda: now[0])
+    for step in range(1, 5_000):
+        now[0] += 1.0
+        if schedule.due(step):
+            now[0] += cost
+            spent += cost
+            schedule.saved(cost)
+            assert (spent + cost) / (now[0] + cost) < 0.01, step
 
 
 def test_early_stopping_keeps_the_best_weights(ready):
