@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -258,8 +258,12 @@ def encode(rows: Rows, task: Encoder, tokenizer: Any, tokenizer_key: str) -> Fea
 
 
 def task_code(task: type) -> str:
-    """sha256 of the modules that define a task: features of an older version of its code are not taken up."""
-    modules = [sys.modules[part.__module__] for part in task.__mro__ if part.__module__ not in ("builtins", "abc")]
+    """sha256 of the modules that define a task, and of those it names as the ones that encode for it.
+
+    Features of an older version of its code are not taken up.
+    """
+    names = [part.__module__ for part in task.__mro__ if part.__module__ not in ("builtins", "abc")]
+    modules = [import_module(name) for name in [*names, *getattr(task, "encoders", ())]]
     return _sources([module for module in modules if getattr(module, "__file__", None)]) + task.__qualname__
 
 
