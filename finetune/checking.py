@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from finetune import model, preparation, services, session
+from finetune import data, preparation, services
 from finetune.audit import wording
-from finetune.errors import FinetuneError, RecipeError
+from finetune.errors import FinetuneError, ModelError, RecipeError
 from finetune.events import Events
-from finetune.folder import RunFolder
+from finetune.folder import RunFolder, space_needed
 from finetune.recipe import Recipe
 from finetune.record import Audit, HeadSwap
+from finetune.store import content_sha256, entry, file_sha256, key_of
 
 __all__ = ["Checked", "check"]
 
 SHOWN_WEIGHTS = 6
 PREVIEW_ROWS = 3
+WEIGHTS_CODE = ("checking.py", "decoder.py", "model.py", "pretrained.py")
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ def check(recipe: Recipe, events: Events) -> Checked:
     problems = services.problems(recipe)
     try:
         ready = preparation.prepare(recipe, events)
-        loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, recipe)
-        RunFolder(Path(recipe.output)).require_space(session.space_needed(loaded.model, recipe))
+        head_swap, parameters = _weights(ready)
+        RunFolder(Path(recipe.output)).require_space(space_needed(parameters, recipe))
     except FinetuneError as error:
         if not problems:
             raise
@@ -47,12 +50,50 @@ def check(recipe: Recipe, events: Events) -> Checked:
         raise RecipeError("\n".join(problems))
     sections = [
         recipe.to_yaml().rstrip(),
-        _head_swap(loaded.head_swap),
+        _head_swap(head_swap),
         _preview(ready),
         wording.report(ready.audit),
         "everything checked is in order",
     ]
     return Checked("\n\n".join(sections), ready.audit)
+
+
+def _weights(ready: preparation.Prepared) -> tuple[HeadSwap, int]:
+    """Where the weights come from, and how many numbers they hold. Raises ModelError when they cannot be used.
+
+    Weights that were found in order are not loaded again: that, and the import of the model's code, takes longer than
+    all the rest of a check whose rows and features are in the cache.
+    """
+
+    def build(folder: Path) -> dict[str, Any]:
+        from finetune import model
+
+        del folder  # the facts are all
+        loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, ready.recipe)
+        return {"head_swap": loaded.head_swap.model_dump(mode="json"), "parameters": loaded.num_parameters}
+
+    facts = entry("weights", _weights_key(ready), build).facts
+    return HeadSwap.model_validate(facts["head_swap"]), facts["parameters"]
+
+
+def _weights_key(ready: preparation.Prepared) -> str:
+    """Of all that decides whether the weights can be used: files, labels, settings, and the code that looks at them."""
+    checkpoint, task = ready.checkpoint, ready.task
+    folders = [checkpoint.folder, *([] if checkpoint.decoder is None else [checkpoint.decoder.folder])]
+    code = [content_sha256(Path(__file__).with_name(name)) for name in WEIGHTS_CODE]
+    versions = [version(name) for name in ("transformers", "torch", "safetensors")]
+    try:
+        files = [_file_hashes(folder) for folder in folders]
+    except OSError as error:
+        raise ModelError(f"model.checkpoint: {checkpoint.name} does not load: {error}") from error
+    settings = ready.recipe.model.model_dump(mode="json")
+    return key_of(versions, code, data.task_code(type(task)), files, settings, task.labels, task.problem)
+
+
+def _file_hashes(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of the files that a model is loaded from."""
+    found = (path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors") and path.is_file())
+    return {path.name: file_sha256(path) for path in found}
 
 
 def _head_swap(swap: HeadSwap) -> str:

@@ -54,8 +54,10 @@ class Ragged:
         return padded
 
     @staticmethod
-    def of(sequences: Sequence[Sequence[int] | np.ndarray]) -> Ragged:
+    def of(sequences: Ragged | Sequence[Sequence[int] | np.ndarray]) -> Ragged:
         """From lists or arrays of integers. Raises OverflowError when one does not fit into int32."""
+        if isinstance(sequences, Ragged):
+            return sequences
         lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
         total = int(lengths.sum())
         if sequences and isinstance(sequences[0], np.ndarray):
@@ -104,7 +106,7 @@ class FeatureWriter:
         self._total = 0
 
     def append(self, columns: Mapping[str, Any]) -> None:
-        """columns: name -> n lists (or 1-D arrays) of integers, a sequence; or n numbers or vectors, a scalar.
+        """columns: name -> a Ragged or n lists (or arrays) of integers, a sequence; n numbers or vectors, a scalar.
 
         A vector of integers must come as an array (n, k), else it is taken for a sequence.
         """
@@ -156,7 +158,7 @@ def in_memory(columns: Mapping[str, Any]) -> Features:
 
 def _is_sequence(name: str, values: Any) -> bool:
     """Lists of integers are sequences; lists of floats, and arrays with two axes, are vectors."""
-    if name == "input_ids":
+    if name == "input_ids" or isinstance(values, Ragged):
         return True
     if isinstance(values, np.ndarray):
         return False

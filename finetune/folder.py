@@ -18,7 +18,7 @@ from finetune.errors import OutputError, StorageError
 from finetune.recipe import Recipe
 from finetune.record import RunRecord, write_atomic
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "space_needed"]
 
 
 class RunFolder:
@@ -130,3 +130,13 @@ class RunFolder:
         with storage_errors(f"writing {path.name}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def space_needed(parameters: int, recipe: Recipe) -> int:
+    """Bytes on disk for the export and the checkpoints of a model with so many parameters, in fp32.
+
+    A checkpoint holds the weights, two moments and the best weights.
+    """
+    trained = parameters if recipe.model.lora is None else parameters // 10
+    copies = max(2, recipe.train.keep_last if recipe.train is not None else 0) + 1
+    return 4 * parameters + copies * 16 * trained

@@ -45,6 +45,11 @@ class Loaded:
     tokenizer: Any
     head_swap: HeadSwap
 
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all weights."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
 
 # -------------------------------------------------------------------------------------------- weights
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["KEPT", "Rows", "take_batches"]
+__all__ = ["KEPT", "Rows", "from_arrow", "take_batches", "to_arrow"]
 
 KEPT = "column:"  # before the name of a column that is no role, kept for `evaluate.slices`
 MAX_RUNS = 1000  # more pieces than this make a chunked table slower to read than a copy
@@ -89,8 +89,22 @@ def take_batches(table: pa.Table, index: np.ndarray) -> Iterator[pa.RecordBatch]
     for batch in table.to_batches():
         low, high = np.searchsorted(index, [start, start + batch.num_rows])
         if low < high:
-            yield batch.take(pa.array(index[low:high] - start))
+            yield batch.take(to_arrow(index[low:high] - start))
         start += batch.num_rows
+
+
+def to_arrow(index: Sequence[int] | np.ndarray) -> pa.Array:
+    """Row numbers as Arrow takes them, int64. (`pa.array` imports pandas wherever it is installed.)"""
+    values = np.ascontiguousarray(index, dtype=np.int64)
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
+
+
+def from_arrow(numbers: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Numbers without a gap, not to be written to. (Arrow's `to_numpy` imports pandas wherever it is installed.)"""
+    if isinstance(numbers, pa.Array):
+        return np.from_dlpack(numbers)
+    empty = np.empty(0, numbers.type.to_pandas_dtype())
+    return np.concatenate([empty, *map(np.from_dlpack, numbers.chunks)])
 
 
 def _halved(table: pa.Table, max_bytes: int | None) -> Iterator[pa.Table]:
@@ -116,4 +130,4 @@ def _take(table: pa.Table, index: np.ndarray) -> pa.Table:
     taken = pa.Table.from_batches(take_batches(table, index[order]), table.schema).combine_chunks()
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
-    return taken.take(pa.array(back))
+    return taken.take(to_arrow(back))

@@ -19,13 +19,13 @@ from finetune.checkpoint import Progress, Snapshot
 from finetune.errors import FinetuneError, MachineError, OutputError, Preempted, PublishError, RecipeError, StorageError
 from finetune.events import Events
 from finetune.first_position import install_first_position
-from finetune.folder import RunFolder
+from finetune.folder import RunFolder, space_needed
 from finetune.heartbeat import Heartbeat
 from finetune.job import Job
 from finetune.preparation import Prepared, facts, prepare
 from finetune.recipe import Recipe, difference, load
 from finetune.record import Emissions, ModelFacts, RunRecord, Tracker
-from finetune.session import agree_on, build_accelerator, choose, make_plan, space_needed
+from finetune.session import agree_on, build_accelerator, choose, make_plan
 from finetune.signals import stop_requests
 from finetune.tracking import Tracking
 
@@ -309,7 +309,7 @@ def _describe(job: Job, ready: Prepared, loaded: model.Loaded) -> None:
 def _claim(job: Job, loaded: model.Loaded) -> None:
     """Make the folder this run's own: enough space, the resolved recipe, the record so far."""
     assert job.recipe.train is not None
-    job.folder.require_space(space_needed(loaded.model, job.recipe))
+    job.folder.require_space(space_needed(loaded.num_parameters, job.recipe))
     copies = max(2, job.recipe.train.keep_last) + 1
     checkpoint.prune(job.folder.checkpoints, copies)
     job.folder.write_recipe(job.recipe, job.record.versions)

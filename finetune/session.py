@@ -16,10 +16,10 @@ from finetune import hardware
 from finetune.batching import Plan
 from finetune.errors import RecipeError
 from finetune.features import Features
-from finetune.recipe import Recipe, TrainBlock
+from finetune.recipe import TrainBlock
 from finetune.tasks.base import Task
 
-__all__ = ["SaveSchedule", "agree_on", "build_accelerator", "choose", "make_plan", "space_needed"]
+__all__ = ["SaveSchedule", "agree_on", "build_accelerator", "choose", "make_plan"]
 
 MICRO_SLOTS = 32_768  # a micro-batch holds at most this many slots unless the recipe says otherwise
 SHARE_FOR_SAVING = 0.01
@@ -88,14 +88,6 @@ def _probe(
 
     precision, seconds = hardware.probe_precision(step)
     return {"precision": precision, "probe_seconds": {name: round(value, 5) for name, value in seconds.items()}}
-
-
-def space_needed(net: Any, recipe: Recipe) -> int:
-    """Bytes on disk for the export and the checkpoints: weights, two moments and the best weights of each, in fp32."""
-    parameters = sum(parameter.numel() for parameter in net.parameters())
-    trained = parameters if recipe.model.lora is None else parameters // 10
-    copies = max(2, recipe.train.keep_last if recipe.train is not None else 0) + 1
-    return int(4 * parameters + copies * 16 * trained)
 
 
 def build_accelerator(precision: str) -> Accelerator:

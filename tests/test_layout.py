@@ -29,7 +29,7 @@ bootstrap scoring scoring.names scoring.labels scoring.tags scoring.texts scorin
 analysis.calibration analysis.hard_rows analysis.slices analysis.labels analysis.tags
 analysis.texts analysis.thresholds analysis.perturb analysis.directional analysis
 inference inference.question_answering inference.text_to_text
-tasks.base
+tasks.encoding tasks.base
 tasks.sequence
 tasks.tagging tasks.words tasks.windows tasks.grouping tasks.gold tasks.tag_facts tasks.tagger tasks.token
 tasks.answers tasks.span tasks.decoding tasks.text_facts tasks.seq2seq tasks

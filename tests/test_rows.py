@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from finetune.rows import Rows
+from finetune.rows import Rows, from_arrow, to_arrow
 
 
 def make(count: int, batch: int = 300) -> Rows:
@@ -83,3 +83,17 @@ def test_where_names_the_file_and_line_of_a_row():
 def test_where_without_places_counts_rows():
     rows = Rows("test", pa.table({"id": ["0"]}), {}, "user/set test", "f")
     assert rows.where(0) == "user/set test, row 0"
+
+
+@pytest.mark.parametrize("index", [[], [3, 0, 3], np.arange(9, dtype=np.int32)[::2]], ids=["none", "list", "strided"])
+def test_numbers_to_arrow_and_back(index):
+    arrow = to_arrow(index)
+    assert (arrow.type, arrow.to_pylist()) == (pa.int64(), list(index))
+    assert from_arrow(arrow.slice(1)).tolist() == list(index)[1:]
+
+
+def test_numbers_of_several_chunks():
+    chunks = pa.chunked_array([pa.array([1, 2], pa.int32()), pa.array([], pa.int32()), pa.array([3], pa.int32())])
+    assert from_arrow(chunks).tolist() == [1, 2, 3]
+    empty = from_arrow(pa.chunked_array([], pa.int32()))
+    assert (empty.dtype, len(empty)) == (np.int32, 0)

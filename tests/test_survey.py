@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from row_recipes import jsonl, make, write
+from scipy import special
 
 from finetune import audit, data
 from finetune.audit import distribution, wording
@@ -306,3 +307,9 @@ def test_columns_of_too_many_values_are_named_for_the_splits_that_are_scored(tmp
     says = "evaluate.slices: title: 30 different values in 30 rows, none with 10 rows: nothing is scored apart"
     assert poor[0].text == f"test: {says}"
     assert "choose a column with fewer values" in wording.report(found)
+
+
+def test_kolmogorov_is_that_of_scipy():
+    points = np.concatenate([[0.0, 1e-9, 1e-3], np.linspace(0.02, 6, 400), [1.0, 30.0]])
+    ours = [distribution._kolmogorov(point) for point in points.tolist()]
+    np.testing.assert_allclose(ours, special.kolmogorov(points), rtol=1e-12, atol=1e-300)

@@ -13,7 +13,7 @@ from finetune.audit.findings import SHOWN_ROWS, Findings, hashes, inputs
 from finetune.audit.survey import survey
 from finetune.data import subset
 from finetune.recipe import Recipe
-from finetune.rows import Rows
+from finetune.rows import Rows, from_arrow, to_arrow
 
 __all__ = ["Findings", "examine", "rows", "survey"]
 
@@ -67,7 +67,7 @@ def _empty(findings: Findings) -> None:
         if count == len(one):
             findings.problems.add("empty texts", f"split train: 0 rows with a text in {one.source}")
             continue
-        ids = one.table.column("id").take(pa.array(np.flatnonzero(blank))).to_pylist()
+        ids = one.table.column("id").take(to_arrow(np.flatnonzero(blank))).to_pylist()
         kept = subset(one, np.flatnonzero(~blank))
         findings.splits[split] = replace(kept, dropped=one.dropped | {"empty text": ids})
         findings.notes.append(f"{what}; left out")
@@ -87,8 +87,7 @@ def _blank(one: Rows) -> np.ndarray:
 def _blank_chunk(chunk: pa.Array) -> np.ndarray:
     if pa.types.is_list(chunk.type):
         return np.array([not "".join(tokens).strip() for tokens in chunk.to_pylist()], dtype=bool)
-    lengths = pc.binary_length(pc.utf8_trim_whitespace(chunk)).to_numpy(zero_copy_only=False)
-    return np.asarray(lengths == 0)
+    return np.asarray(from_arrow(pc.binary_length(pc.utf8_trim_whitespace(chunk))) == 0)
 
 
 def _ids(recipe: Recipe, findings: Findings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 
 from finetune.audit.findings import BLOCK_ROWS, blocks, finding, inputs, remark, texts
 from finetune.record import AuditFinding, Quantiles, Shift
-from finetune.rows import Rows
+from finetune.rows import Rows, from_arrow
 from finetune.tasks.gold import read_gold
 from finetune.tasks.tagging import is_entities, split_tag
 
@@ -131,7 +132,7 @@ def characters(one: Rows) -> np.ndarray:
     """Characters of all texts of each row, int64 (n,), without white space around a text."""
     total = np.zeros(len(one), dtype=np.int64)
     for role in inputs(one):
-        total += pc.utf8_length(pc.utf8_trim_whitespace(texts(one, role))).to_numpy()
+        total += from_arrow(pc.utf8_length(pc.utf8_trim_whitespace(texts(one, role))))
     return total
 
 
@@ -185,15 +186,27 @@ def _total_variation(one: np.ndarray, other: np.ndarray) -> Any:
 
 
 def _number_shift(split: str, of: Literal["values", "characters"], train: np.ndarray, other: np.ndarray) -> Shift:
-    from scipy.special import kolmogorov
-
     both = np.concatenate([train, other])
     shares = [np.searchsorted(np.sort(part), both, "right") / len(part) for part in (train, other)]
     distance = float(np.abs(shares[0] - shares[1]).max())
     scale = np.sqrt(len(train) * len(other) / len(both))
-    p = float(kolmogorov(distance * scale))
+    p = _kolmogorov(distance * float(scale))
     by_chance = min(1.0, _KOLMOGOROV_99 / scale)
     return Shift(split=split, of=of, distance=round(distance, 4), by_chance=round(by_chance, 4), p=float(f"{p:.2g}"))
+
+
+def _kolmogorov(x: float) -> float:
+    """The probability of Kolmogorov's distribution above x (scipy.special.kolmogorov, whose import takes longer).
+
+    Two series for the same; each is used where a few terms give all digits.
+    """
+    if x <= 0:
+        return 1.0
+    terms = range(1, 12)
+    if x < 1:
+        below = sum(math.exp(-((2 * k - 1) ** 2) * math.pi**2 / (8 * x * x)) for k in terms)
+        return 1.0 - math.sqrt(2 * math.pi) / x * below
+    return 2 * sum((1 if k % 2 else -1) * math.exp(-2 * k * k * x * x) for k in terms)
 
 
 def shift_finding(shift: Shift, one: Rows, counts: dict[str, dict[str, int]]) -> AuditFinding | None:

@@ -15,7 +15,7 @@ from finetune.audit.findings import Findings, blocks
 from finetune.data import subset
 from finetune.data.values import shown
 from finetune.recipe import Recipe
-from finetune.rows import Rows
+from finetune.rows import Rows, to_arrow
 
 __all__ = ["RADIUS", "check"]
 
@@ -143,5 +143,5 @@ def _without(one: Rows, bad: dict[int, Bad]) -> Rows:
     dropped = dict(one.dropped)
     for kind in Counter(kind for kind, _ in bad.values()):
         rows = [row for row, (own, _) in bad.items() if own == kind]
-        dropped[kind] = dropped.get(kind, []) + ids.take(pa.array(rows)).to_pylist()
+        dropped[kind] = dropped.get(kind, []) + ids.take(to_arrow(rows)).to_pylist()
     return replace(kept, dropped=dropped)

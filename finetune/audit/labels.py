@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from finetune.audit.findings import SHOWN_ROWS, Findings, blocks
 from finetune.data import subset
 from finetune.recipe import Recipe
-from finetune.rows import Rows
+from finetune.rows import Rows, to_arrow
 
 __all__ = ["check_types", "check_values", "leave_out_hidden"]
 
@@ -159,7 +159,7 @@ def _without(one: Rows, role: str, wrong: list[Any]) -> Rows:
         for row, value in enumerate(values)
         if (value in wrong if role == "label" else set(value) & set(wrong))
     ]
-    ids = one.table.column("id").take(pa.array(bad)).to_pylist()
+    ids = one.table.column("id").take(to_arrow(bad)).to_pylist()
     kept = subset(one, np.setdiff1d(np.arange(len(one)), bad))
     reason = "label out of range"
     return replace(kept, dropped=one.dropped | {reason: one.dropped.get(reason, []) + ids})

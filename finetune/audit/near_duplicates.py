@@ -21,6 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from finetune.rows import from_arrow
+
 __all__ = ["METHOD", "THRESHOLD", "near_pairs", "recall"]
 
 THRESHOLD = 0.7  # Jaccard similarity
@@ -79,12 +81,12 @@ def _minima(texts: pa.Array, role: int) -> np.ndarray:
     for start, stop, grams, first in _hashed(coded.dictionary, role):
         for number, (factor, shift) in enumerate(zip(factors, shifts, strict=True)):
             found[start:stop, number] = np.minimum.reduceat(grams * factor + shift, first)
-    return np.asarray(found[coded.indices.to_numpy(zero_copy_only=False)])
+    return np.asarray(found[from_arrow(coded.indices)])
 
 
 def _hashed(texts: pa.Array, role: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
     """Blocks of texts from `start` to `stop`: hashes of their 5-grams, uint32 (g,), and the first of each text."""
-    lengths = pc.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = from_arrow(pc.utf8_length(texts)).astype(np.int64)
     ends = np.cumsum(lengths)
     start = 0
     while start < len(texts):

@@ -17,7 +17,7 @@ import pyarrow as pa
 from finetune.audit import near_duplicates
 from finetune.audit.findings import NAMED_ROWS, finding, hashes, inputs, texts
 from finetune.record import AuditFinding
-from finetune.rows import Rows
+from finetune.rows import Rows, to_arrow
 from finetune.store import entry, key_of
 
 __all__ = ["NEAR_ROWS", "find"]
@@ -88,7 +88,7 @@ def _near_pairs(grouped: _Grouped, roles: list[str]) -> tuple[np.ndarray, np.nda
         columns = []
         for role in roles:
             chunks = [chunk for one in splits.values() for chunk in texts(one, role).chunks]
-            columns.append(pa.chunked_array(chunks, pa.string()).take(pa.array(grouped.members)).combine_chunks())
+            columns.append(pa.chunked_array(chunks, pa.string()).take(to_arrow(grouped.members)).combine_chunks())
         pairs, similarity = near_duplicates.near_pairs(columns)
         np.save(folder / "pairs.npy", pairs)
         np.save(folder / "similarity.npy", similarity)
@@ -195,7 +195,7 @@ def _differ(one: str, other: str) -> bool:
 def _answers(one: Rows, rows: np.ndarray) -> list[str]:
     """What the rows are meant to be answered with, as JSON; the order of several is no difference."""
     roles = [role for role in ANSWERS if role in one.table.column_names]
-    columns = [one.table.column(role).take(pa.array(rows)).to_pylist() for role in roles]
+    columns = [one.table.column(role).take(to_arrow(rows)).to_pylist() for role in roles]
     return [
         json.dumps([_plain(role, value) for role, value in zip(roles, row, strict=True)])
         for row in zip(*columns, strict=True)

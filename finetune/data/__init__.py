@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +27,7 @@ from finetune.recipe.tables import EXTRA_ROLES, ROLE_SETS
 from finetune.rows import KEPT, Rows, take_batches
 from finetune.store import cache_folder, entry, key_of
 
-__all__ = ["cache_folder", "encode", "load", "subset"]
+__all__ = ["cache_folder", "encode", "load", "subset", "task_code"]
 
 FORMAT = 1  # of cache entries; another number leaves the old ones aside
 ENCODE_ROWS = 2000
@@ -235,7 +235,9 @@ def encode(rows: Rows, task: Encoder, tokenizer: Any, tokenizer_key: str) -> Fea
     tokenizer_key: what identifies the tokenizer's files. The entry also depends on the rows, on the settings of the
     task and on its code. Raises StorageError when the cache cannot be written.
     """
-    key = key_of(FORMAT, version("tokenizers"), rows.fingerprint, tokenizer_key, task.encoding_key(), _code(type(task)))
+    key = key_of(
+        FORMAT, version("tokenizers"), rows.fingerprint, tokenizer_key, task.encoding_key(), task_code(type(task))
+    )
 
     def build(folder: Path) -> dict[str, Any]:
         writer = FeatureWriter(folder)
@@ -255,9 +257,13 @@ def encode(rows: Rows, task: Encoder, tokenizer: Any, tokenizer_key: str) -> Fea
     return read_features(found.folder, found.found)
 
 
-def _code(task: type) -> str:
-    """sha256 of the modules that define a task: features of an older version of its code are not taken up."""
-    modules = [sys.modules[part.__module__] for part in task.__mro__ if part.__module__ not in ("builtins", "abc")]
+def task_code(task: type) -> str:
+    """sha256 of the modules that define a task, and of those it names as the ones that encode for it.
+
+    Features of an older version of its code are not taken up.
+    """
+    names = [part.__module__ for part in task.__mro__ if part.__module__ not in ("builtins", "abc")]
+    modules = [import_module(name) for name in [*names, *getattr(task, "encoders", ())]]
     return _sources([module for module in modules if getattr(module, "__file__", None)]) + task.__qualname__
 
 

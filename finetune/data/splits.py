@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from finetune.rows import Rows
+from finetune.rows import Rows, from_arrow
 
 __all__ = ["sample", "share"]
 
@@ -38,7 +38,7 @@ def share(rows: Rows, part: float, by_label: bool) -> tuple[np.ndarray, np.ndarr
 def _stratified(rows: Rows, order: np.ndarray, total: int) -> np.ndarray:
     # By first appearance, which depends on nothing but the rows; no Python object per row.
     encoded = rows.table.column("label").combine_chunks().dictionary_encode()
-    labels = encoded.indices.to_numpy()
+    labels = from_arrow(encoded.indices)
     counts = np.bincount(labels)
     exact = counts * (total / len(rows))
     sizes = np.floor(exact).astype(int)  # less than counts, since total < len(rows)

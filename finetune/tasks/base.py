@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from finetune.recipe import Recipe
 
-__all__ = ["Batch", "Case", "Predictions", "Task", "encode_texts", "refuse_placeholder_names"]
+__all__ = ["Batch", "Case", "Predictions", "Task", "refuse_placeholder_names"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Task(ABC):
     auto_class: ClassVar[str]  # the transformers Auto class that carries the head
     head: ClassVar[str | tuple[str, ...]]  # how the names of architectures with this head end
     text_role: ClassVar[str]  # the role that holds the text the model reads
+    encoders: ClassVar[tuple[str, ...]] = ("finetune.tasks.encoding",)  # modules that `encode` leaves its work to
     pipeline: str  # the word for transformers.pipeline and for the card
     labels: list[str]
     max_length: int
@@ -118,7 +119,10 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, batch: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
-        """k rows to n >= k features: lists of ints for sequences, numbers for scalars; `row` and `truncated` always."""
+        """k rows to n >= k features; `row` and `truncated` always.
+
+        Sequences come as a Ragged or as lists of ints, scalars as numbers.
+        """
 
     def widths(self, features: Features) -> np.ndarray:
         """Tokens of each feature, int (n, k): one column for each tensor that a batch pads on its own."""
@@ -251,37 +255,6 @@ class Task(ABC):
 
     def export(self, folder: Path) -> None:  # noqa: B027  (most heads add no file)
         """Write what this head adds to the exported folder."""
-
-
-def encode_texts(
-    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
-) -> tuple[list[list[int]], list[list[int]] | None, list[bool]]:
-    """Token ids, token type ids (None where the model takes none) and whether the text was cut at `max_length`.
-
-    Pairs are cut at the end of the longer text first. A fast tokenizer is called without building masks and offsets
-    (tokenizers `encode_batch_fast`).
-    """
-    wants_types = "token_type_ids" in tokenizer.model_input_names
-    if not tokenizer.is_fast:
-        return _encode_slow(tokenizer, texts, pairs, max_length, wants_types)
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.enable_truncation(max_length, strategy="longest_first")
-    items = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-    encodings = backend.encode_batch_fast(items, add_special_tokens=True)
-    backend.no_truncation()
-    types = [encoding.type_ids for encoding in encodings] if wants_types else None
-    return [encoding.ids for encoding in encodings], types, [bool(encoding.overflowing) for encoding in encodings]
-
-
-def _encode_slow(
-    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int, wants_types: bool
-) -> tuple[list[list[int]], list[list[int]] | None, list[bool]]:
-    arguments = [list(texts)] if pairs is None else [list(texts), list(pairs)]
-    full = tokenizer(*arguments, verbose=False)["input_ids"]
-    cut = tokenizer(*arguments, truncation="longest_first", max_length=max_length, return_token_type_ids=wants_types)
-    truncated = [len(ids) > max_length for ids in full]
-    return cut["input_ids"], cut["token_type_ids"] if wants_types else None, truncated
 
 
 def refuse_placeholder_names(labels: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from finetune.features import Features
-from finetune.tasks.windows import cover, frame
+from finetune.tasks.encoding import frame
+from finetune.tasks.windows import cover
 
 __all__ = [
     "Item",

@@ -19,7 +19,8 @@ from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
 from finetune.scoring.texts import text_scores
 from finetune.tasks import decoding, text_facts
-from finetune.tasks.base import Batch, Case, Predictions, Task, encode_texts
+from finetune.tasks.base import Batch, Case, Predictions, Task
+from finetune.tasks.encoding import encode_texts
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,8 @@ from finetune.errors import DataError, RecipeError
 from finetune.features import Features
 from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
-from finetune.tasks.base import Batch, Case, Predictions, Task, encode_texts
+from finetune.tasks.base import Batch, Case, Predictions, Task
+from finetune.tasks.encoding import encode_texts
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +105,8 @@ class SequenceTask(Task):
         if self.problem == "regression":
             return np.array([_number(value) for value in batch["label"]], dtype=np.float64)
         if self.problem == "single":
-            return np.array([self._number_of(value) for value in batch["label"]], dtype=np.int64)
+            numbers = {value: self._number_of(value) for value in set(batch["label"])}
+            return np.array([numbers[value] for value in batch["label"]], dtype=np.int64)
         gold = np.zeros((len(batch["labels"]), len(self.labels)), dtype=np.uint8)
         for row, values in enumerate(batch["labels"]):
             gold[row, [self._number_of(value) for value in values]] = 1

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune.tasks import grouping, windows
+from finetune.tasks import grouping
+from finetune.tasks.encoding import frame
 from finetune.tasks.tagging import is_entities
 from finetune.tasks.words import join, split_words
 
@@ -104,7 +105,7 @@ def _tag(pipe: Any, text: str, words: list[Span]) -> list[dict[str, Any]]:
     starts = np.array([start for start, _ in words])
     owner = np.searchsorted(starts, pieces.starts, "right") - 1
     counts = np.bincount(np.maximum(owner, 0), minlength=len(words))
-    size = pipe.tokenizer.model_max_length - len(windows.frame(pipe.tokenizer))
+    size = pipe.tokenizer.model_max_length - len(frame(pipe.tokenizer))
     found: list[dict[str, Any]] = []
     for first, after, own_first, own_after in word_windows(counts, size, size // 4):
         shift = words[first][0]

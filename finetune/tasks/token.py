@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenTask"]
 
+ENCODERS = ("encoding", "gold", "grouping", "tagging", "windows", "words")
 FORMAT = 1  # of what `encode` gives; another number leaves cached features aside
 BLOCK = 10_000
 
@@ -45,6 +46,7 @@ class TokenTask(Task):
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     head: ClassVar[str] = "ForTokenClassification"
     text_role: ClassVar[str] = "text"
+    encoders: ClassVar[tuple[str, ...]] = tuple(f"finetune.tasks.{name}" for name in ENCODERS)
     pipeline = "token-classification"
 
     problem: Literal["entities", "tags"]

@@ -10,47 +10,11 @@ from typing import Any
 import numpy as np
 
 from finetune.features import Features, Ragged
+from finetune.tasks.encoding import bare, flat, frame, framed
 
-__all__ = ["IGNORED", "Frame", "Windows", "align", "cover", "frame", "home", "of_words", "pieces_of"]
+__all__ = ["IGNORED", "Windows", "align", "cover", "home", "of_words", "pieces_of"]
 
 IGNORED = -100  # the label of pieces that are not the first of a word
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What a tokenizer puts around a text: ids before and after; type ids of the three parts."""
-
-    before: list[int]
-    after: list[int]
-    types: tuple[int, int, int]
-
-    def __len__(self) -> int:
-        return len(self.before) + len(self.after)
-
-    def around(self, ids: list[int]) -> list[int]:
-        """The ids of a whole window."""
-        return [*self.before, *ids, *self.after]
-
-    def type_ids(self, size: int) -> list[int]:
-        """For a window with `size` pieces inside."""
-        before, inside, after = self.types
-        return [before] * len(self.before) + [inside] * size + [after] * len(self.after)
-
-
-def frame(tokenizer: Any) -> Frame:
-    """Read off one encoded word."""
-    found = _backend(tokenizer).encode("a")
-    inside = [place for place, special in enumerate(found.special_tokens_mask) if not special]
-    first, last = inside[0], inside[-1] + 1
-    types = (found.type_ids[0], found.type_ids[first], found.type_ids[-1])
-    return Frame(found.ids[:first], found.ids[last:], types)
-
-
-def _backend(tokenizer: Any) -> Any:
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    return backend
 
 
 def pieces_of(tokenizer: Any, rows: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -62,7 +26,7 @@ def pieces_of(tokenizer: Any, rows: Sequence[Sequence[str]]) -> tuple[np.ndarray
     each distinct word is tokenized once. Where a tokenizer marks the space before a word, and expects it in the text,
     all words but the first of a row are given one.
     """
-    backend = _backend(tokenizer)
+    backend = bare(tokenizer)
     known: dict[str, int] = {}
     number = known.setdefault
     if _marks_space(backend):
@@ -78,8 +42,8 @@ def pieces_of(tokenizer: Any, rows: Sequence[Sequence[str]]) -> tuple[np.ndarray
     ragged = Ragged.of([encoding.ids for encoding in found])
     begins = Ragged.of([_beginnings(encoding, tokenizer) for encoding in found])
     lengths = ragged.lengths.astype(np.int64)[order]
-    flat = _flat(ragged.offsets[order], lengths)
-    return ragged.values[flat], lengths, begins.values[flat].astype(bool)
+    places = flat(ragged.offsets[order], lengths)
+    return ragged.values[places], lengths, begins.values[places].astype(bool)
 
 
 def _beginnings(encoding: Any, tokenizer: Any) -> list[bool]:
@@ -95,12 +59,6 @@ def _beginnings(encoding: Any, tokenizer: Any) -> list[bool]:
 def continues_by_mark(tokenizer: Any) -> bool:
     """Whether the vocabulary marks pieces that continue a word (##)."""
     return bool(getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None))
-
-
-def _flat(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """starts[0], starts[0]+1, … for lengths[0] numbers, then the same for the next: int64 (sum of lengths,)."""
-    before = np.cumsum(lengths) - lengths
-    return np.asarray(np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - before, lengths))
 
 
 def _marks_space(backend: Any) -> bool:
@@ -131,7 +89,7 @@ def cover(lengths: np.ndarray, size: int, stride: int) -> Windows:
     step = size - stride
     counts = np.where(lengths <= size, 1, -(-(lengths - size) // step) + 1)
     row = np.repeat(np.arange(len(lengths)), counts)
-    number = _flat(np.zeros(len(counts), np.int64), counts)
+    number = flat(np.zeros(len(counts), np.int64), counts)
     start = number * step
     return Windows(row, number, start, np.minimum(start + size, lengths[row]), counts)
 
@@ -193,12 +151,12 @@ def align(
     position = marked - row_starts[row]
     first = marked == (np.cumsum(pieces) - pieces)[word]
     label = np.where(first, labels[word], IGNORED if inner is None else inner[word])
-    number = np.where(first, _flat(np.zeros(len(rows), np.int64), per_row)[word], -1)
+    number = np.where(first, flat(np.zeros(len(rows), np.int64), per_row)[word], -1)
     own = (np.cumsum(windows.counts) - windows.counts)[row] + home(position, lengths[row], size, stride)
 
     inside = windows.stop - windows.start
     offsets = np.cumsum(inside + len(outer)) - inside - len(outer)
-    columns = _framed(outer, ids, row_starts[windows.row] + windows.start, inside, offsets)
+    columns = framed(outer, ids, row_starts[windows.row] + windows.start, inside, offsets)
     place = offsets[own] + len(outer.before) + position - windows.start[own]
     for name, values, fill in (("words", number, -1), ("labels", label, IGNORED)):
         columns[name] = np.full(len(columns["input_ids"]), fill, dtype=np.int32)
@@ -211,26 +169,7 @@ def align(
     bounds = list(zip(offsets[kept].tolist(), (offsets + inside + len(outer))[kept].tolist(), strict=True))
     counted = np.bincount(own[label != IGNORED], minlength=len(offsets))
     scalars = {"row": windows.row[kept], "truncated": np.zeros(len(kept), dtype=bool), "counted": counted[kept]}
-    return {name: [flat[start:stop] for start, stop in bounds] for name, flat in columns.items()} | scalars
-
-
-def _framed(
-    outer: Frame, ids: np.ndarray, starts: np.ndarray, inside: np.ndarray, offsets: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Windows with their special pieces, one after the other: input_ids and token_type_ids, int32."""
-    total = int(inside.sum()) + len(outer) * len(inside)
-    found = {"input_ids": np.empty(total, np.int32), "token_type_ids": np.empty(total, np.int32)}
-    body = _flat(offsets + len(outer.before), inside)
-    found["input_ids"][body] = ids[_flat(starts, inside)]
-    found["token_type_ids"][body] = outer.types[1]
-    for special, first, kind in (
-        (outer.before, offsets, outer.types[0]),
-        (outer.after, offsets + len(outer.before) + inside, outer.types[2]),
-    ):
-        for place, number in enumerate(special):
-            found["input_ids"][first + place] = number
-            found["token_type_ids"][first + place] = kind
-    return found
+    return {name: [values[start:stop] for start, stop in bounds] for name, values in columns.items()} | scalars
 
 
 def of_words(features: Features, lengths: np.ndarray, values: Sequence[np.ndarray], fill: float) -> np.ndarray:

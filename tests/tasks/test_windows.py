@@ -9,7 +9,8 @@ import pytest
 import token_material
 
 from finetune.features import in_memory
-from finetune.tasks.windows import IGNORED, align, cover, frame, home, pieces_of
+from finetune.tasks.encoding import frame
+from finetune.tasks.windows import IGNORED, align, cover, home, pieces_of
 
 WORDS = ("Anna", "U.S.", "steel", "New-York", "abx", "\u200b", "cafe\u0301", "works", "é", "日本", "x" * 30, "…")
 

@@ -1,0 +1,100 @@
+"""`finetune check` a second time: what it remembers, and what makes it look again."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run
+import torch
+from safetensors.torch import load_file, save_file
+
+from finetune import checking, data, model
+from finetune.errors import ModelError
+from finetune.events import Events
+from finetune.recipe import load
+
+ROOT = Path(__file__).parents[1]
+UNUSED = ("accelerate", "datasets", "evaluate", "pandas", "peft", "scipy", "sklearn", "transformers.modeling_utils")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return tiny_run.write_recipe(tmp_path, tiny_run.save_encoder(tmp_path / "encoder"))
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Grows by one with each model that is loaded."""
+    seen, inner = [], model.load_for_training
+    monkeypatch.setattr(model, "load_for_training", lambda *given: seen.append(1) or inner(*given))
+    return seen
+
+
+def check(path, *overrides):
+    return checking.check(load(path, overrides), Events())
+
+
+def parts(report):
+    """What does not depend on the time it took."""
+    return [section for section in report.split("\n\n") if "seconds" not in section]
+
+
+def test_check_on_a_warm_cache_says_the_same_without_a_model_and_its_packages(recipe):
+    first = check(recipe)
+    program = (
+        "import sys\nfrom finetune.cli import main\n"
+        "sys.argv = ['finetune', 'check', sys.argv[1]]\n"
+        f"try:\n    main()\nfinally:\n    print(*(set({UNUSED!r}) & set(sys.modules)), file=sys.stderr)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(recipe)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert parts(ended.stdout.rstrip("\n")) == parts(first.report)
+    assert ended.stderr.splitlines()[-1].strip() == ""
+
+
+def test_weights_in_order_are_looked_at_once(recipe, loads):
+    first = check(recipe)
+    assert parts(check(recipe, "train.epochs=1", "train.seed=3").report)[1:] == parts(first.report)[1:]
+    assert len(loads) == 1
+
+
+@pytest.mark.parametrize("change", ["config", "labels", "model.init=scratch", "code"])
+def test_what_decides_about_the_weights_makes_check_look_again(recipe, loads, monkeypatch, change):
+    check(recipe)
+    folder = recipe.parent / "encoder"
+    overrides = [change] if "=" in change else []
+    if change == "config":
+        text = (folder / "config.json").read_text()
+        (folder / "config.json").write_text(text.replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
+    if change == "labels":
+        rows = (recipe.parent / "train.csv").read_text() + "a plot,neutral\na film,neutral\n"
+        (recipe.parent / "train.csv").write_text(rows)
+    if change == "code":
+        monkeypatch.setattr(data, "task_code", lambda task: f"another version of {task}")
+    check(recipe, *overrides)
+    assert len(loads) == 2
+
+
+def test_weights_that_were_in_order_are_refused_once_they_are_not(recipe):
+    check(recipe)
+    path = recipe.parent / "encoder" / "model.safetensors"
+    weights = load_file(path)
+    weights["pooler.dense.bias"][0] = torch.nan
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"NaN or infinite numbers in bert\.pooler\.dense\.bias"):
+        check(recipe)
+
+
+def test_weights_that_cannot_be_used_are_refused_each_time(recipe):
+    (recipe.parent / "encoder" / "model.safetensors").write_bytes(b"damaged")
+    for _ in range(2):
+        with pytest.raises(ModelError, match="damaged"):
+            check(recipe)
