@@ -58,10 +58,15 @@ def main() -> None:
 
 
 def _settle_environment() -> None:
-    """Before any library reads it: no telemetry, no conversion service, no warnings meant for developers."""
+    """Before any library reads it: no telemetry, no conversion service, no warnings meant for developers.
+
+    Threads of OpenMP that wait for each other sleep: where they spin, as is its default, each waits for one that the
+    machine has given no core, and a step beside other work takes several times as long.
+    """
     for name, value in (
         ("DISABLE_SAFETENSORS_CONVERSION", "1"),
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("OMP_WAIT_POLICY", "passive"),
         ("TOKENIZERS_PARALLELISM", "true"),
         ("TRANSFORMERS_VERBOSITY", "error"),
     ):

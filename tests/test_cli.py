@@ -91,6 +91,12 @@ def test_check_prints_recipe_head_swap_and_preview(tmp_path, tiny_checkpoint):
         assert part in ended.stdout
 
 
+@pytest.mark.parametrize(("own", "spins"), [({}, "0"), ({"OMP_WAIT_POLICY": "active"}, "30000000000")])
+def test_threads_that_wait_leave_the_core_to_others(tmp_path, tiny_checkpoint, own, spins):
+    ended = finetune("check", tiny_run.write_recipe(tmp_path, tiny_checkpoint), OMP_DISPLAY_ENV="verbose", **own)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in ended.stderr  # as libgomp understood it
+
+
 def test_check_gives_programs_the_audit_and_breaks_on_its_rules(tmp_path, tiny_checkpoint):
     path = tiny_run.write_recipe(tmp_path, tiny_checkpoint)
     train = (tmp_path / "train.csv").read_text(encoding="utf-8").splitlines()
