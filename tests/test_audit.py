@@ -74,15 +74,18 @@ def test_a_label_that_train_does_not_have_is_an_error_with_its_rows(tmp_path, or
     assert set(lines[1:]) == {
         "  validation: label 'Joy' is not in train (validation.jsonl, line 2; validation.jsonl, line 3);"
         " did you mean 'joy'?",
-        "  test: label 'grief' is not in train (test.jsonl, line 1)",
-        "  test: label 'new' is not in train (test.jsonl, line 2; test.jsonl, line 3; test.jsonl, line 4, … 5 rows)",
+        "  test: label 'grief' is not in train (test.jsonl, line 1); add rows with it to train, or leave it out",
+        "  test: label 'new' is not in train (test.jsonl, line 2; test.jsonl, line 3; test.jsonl, line 4, … 5 rows);"
+        " add rows with it to train, or leave it out",
     }
 
 
 def test_labels_of_several_are_compared_one_by_one(tmp_path):
     train = [{"text": "a", "labels": ["x", "y"]}, {"text": "b", "labels": []}]
     message = refusal(tmp_path, train=train, test=[{"text": "c", "labels": ["x", "z"]}])
-    assert message == "data: test: label 'z' is not in train (test.jsonl, line 1)"
+    assert message == (
+        "data: test: label 'z' is not in train (test.jsonl, line 1); add rows with it to train, or leave it out"
+    )
 
 
 def test_without_train_no_label_is_missing(tmp_path):
@@ -196,7 +199,7 @@ def test_ids_that_come_twice(tmp_path):
     message = refusal(tmp_path, "question", train=train)
     assert message == (
         "data: train: of 2 rows, 1 have the id of an earlier row ('q': train.jsonl, line 2);"
-        " answers are told apart by their id"
+        " answers are told apart by their id: make it unique, or name data.columns without it"
     )
 
 

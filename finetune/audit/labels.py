@@ -132,10 +132,10 @@ def _seen(one: Rows, role: str, known: set[Any], findings: Findings) -> None:
         if value in known:
             continue
         near = difflib.get_close_matches(str(value).lower(), names, 1, 0.75)
-        hint = f"; did you mean {names[near[0]]!r}?" if near else ""
+        hint = f"did you mean {names[near[0]]!r}?" if near else "add rows with it to train, or leave it out"
         findings.problems.add(
             "labels unseen in train",
-            f"{one.split}: label {value!r} is not in train ({_rows_with(one, role, value)}){hint}",
+            f"{one.split}: label {value!r} is not in train ({_rows_with(one, role, value)}); {hint}",
         )
 
 

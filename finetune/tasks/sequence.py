@@ -20,7 +20,7 @@ from finetune.errors import DataError, RecipeError
 from finetune.features import Features
 from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
-from finetune.tasks.base import Batch, Case, Predictions, Task, encode_texts
+from finetune.tasks.base import Batch, Case, Predictions, Task, encode_texts, no_text
 
 if TYPE_CHECKING:
     import torch
@@ -327,9 +327,7 @@ class SequenceTask(Task):
 
     @classmethod
     def input_problem(cls, row: dict[str, Any]) -> str | None:
-        roles = ("text", "text_pair") if "text_pair" in row else ("text",)
-        wrong = [role for role in roles if not isinstance(row.get(role), str)]
-        return f"expected a text under {' and '.join(wrong)}, found the keys {', '.join(row)}" if wrong else None
+        return no_text(row, ["text", "text_pair"] if "text_pair" in row else ["text"])
 
     @classmethod
     def answers(cls, pipe: Any, rows: list[dict[str, Any]], batch_size: int) -> list[Any]:
