@@ -1,5 +1,6 @@
 """Which weights are reused, new and dropped; what is refused; what is exported."""
 
+import io
 import json
 
 import pytest
@@ -273,6 +274,18 @@ class TestPretrained:
         (coded / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Model"}}))
         (coded / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
         self.refused(tmp_path, coded, "asks for trust_remote_code: code that comes with a checkpoint is never run")
+        assert not (tmp_path / "ran").exists()
+
+    def test_code_of_a_tokenizer_is_not_run_whatever_standard_input_says(self, tmp_path, tiny_checkpoint, monkeypatch):
+        coded = copy(tiny_checkpoint, tmp_path / "coded")
+        config = json.loads((coded / "tokenizer_config.json").read_text())
+        config |= {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
+        (coded / "tokenizer_config.json").write_text(json.dumps(config))
+        code = f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast as Evil\n"
+        (coded / "evil.py").write_text(code)
+        monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))  # transformers asks, where nothing is said
+        monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+        prepared(tmp_path, coded)
         assert not (tmp_path / "ran").exists()
 
     def test_a_folder_that_is_none(self, tmp_path):
