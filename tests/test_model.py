@@ -7,6 +7,7 @@ import pytest
 import tiny_export
 import tiny_run
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from finetune import lora, model, preparation, pretrained
@@ -267,6 +268,18 @@ class TestPretrained:
         torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
         (pickled / "model.safetensors").unlink()
         self.refused(tmp_path, pickled, r"has no model.safetensors; pickled weights .* are refused; .*save_pretrained")
+
+    def test_pickled_weights_are_not_the_way_out_where_safetensors_are_of_no_use(self, tmp_path, tiny_checkpoint):
+        pickled = copy(tiny_checkpoint, tmp_path / "pickled")
+        torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+        (pickled / "model.safetensors").rename(pickled / "model-of-another-name.safetensors")
+        with pytest.raises(ModelError, match=r"model.checkpoint: .*pickled does not load: .* model.safetensors"):
+            loaded(prepared(tmp_path, pickled))
+
+    def test_neither_pickles_nor_code_are_fetched_from_a_repository(self):
+        wanted = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors", "vocab.txt"]
+        unwanted = ["pytorch_model.bin", "training_args.bin", "model.pt", "model.pkl", "modeling.py", "tf_model.h5"]
+        assert list(filter_repo_objects([*wanted, *unwanted], allow_patterns=pretrained.PATTERNS)) == wanted
 
     def test_code_of_a_checkpoint_is_refused(self, tmp_path, tiny_checkpoint):
         coded = copy(tiny_checkpoint, tmp_path / "coded")
