@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -66,6 +67,19 @@ def test_a_launcher_that_ends_its_processes_does_not_disturb_what_is_saved(monke
         monkeypatch.undo()
         monkeypatch.setattr(os, "_exit", ends.append)
     assert ends == [130, 143, 130, 143]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_launcher_that_dies_after_a_request_makes_no_second_one(asked, monkeypatch):
+    """The main thread may be saving what the first request asked for, long after it."""
+    sent = []
+    monkeypatch.setattr(signal, "pthread_kill", lambda _, number: sent.append(number))
+    stop = StopFlag(launched=True)
+    if asked:
+        stop.on_signal(signal.SIGTERM, None)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    stop.watch_parent(threading.Event())
+    assert sent == ([] if asked else [signal.SIGTERM])
 
 
 def program(body):
