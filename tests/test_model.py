@@ -327,6 +327,18 @@ class TestPretrained:
     def test_a_package_that_is_not_installed(self, tmp_path):
         self.refused(tmp_path, "package://no_such_package/model", "no package no_such_package is installed")
 
+    @pytest.mark.parametrize("inside", ["../other", "linked"])
+    def test_nothing_outside_a_package_is_read(self, tmp_path, tiny_checkpoint, monkeypatch, inside):
+        (tmp_path / "a_package").mkdir()
+        (tmp_path / "a_package" / "__init__.py").write_text("raise AssertionError('imported')")
+        other = copy(tiny_checkpoint, tmp_path / "other")
+        (tmp_path / "a_package" / "linked").symlink_to(other)
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ModelError, match=r"with a config\.json inside the package"):
+            pretrained.locate(f"package://a_package/{inside}")
+        copy(tiny_checkpoint, tmp_path / "a_package" / "model")
+        assert pretrained.locate("package://a_package/model").folder == tmp_path / "a_package" / "model"
+
     def test_max_length_is_bounded_by_the_positions(self, tiny_checkpoint):
         config = tiny_run.config()
         tokenizer = tiny_export.tokenizer()
