@@ -9,11 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_run
 from row_recipes import jsonl, make, write
 
 from finetune import audit, data
 from finetune.audit import Findings
 from finetune.errors import DataError
+from finetune.recipe import load
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +80,19 @@ def test_a_label_that_train_does_not_have_is_an_error_with_its_rows(tmp_path, or
         "  test: label 'new' is not in train (test.jsonl, line 2; test.jsonl, line 3; test.jsonl, line 4, … 5 rows);"
         " add rows with it to train, or leave it out",
     }
+
+
+@pytest.mark.parametrize("more", [[], ["data.problem=regression"], ["model.keep_head=true"], ["train=null"]])
+def test_one_label_in_all_of_train_is_an_error(tmp_path, more):
+    path = tiny_run.write_recipe(tmp_path, "a/b")
+    for split in ("train", "validation", "test"):
+        tiny_run.write_csv(tmp_path / f"{split}.csv", ("text", "label"), [("a film", "1"), ("a plot", "1")])
+    recipe = load(path, more)
+    found = audit.examine(recipe, data.load(recipe)).problems.lines()
+    text = (
+        "train: all 2 rows of train.csv have the label '1'; expected two different ones at least: add rows of another"
+    )
+    assert found == ([] if more else [text])
 
 
 def test_labels_of_several_are_compared_one_by_one(tmp_path):
