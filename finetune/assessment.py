@@ -31,7 +31,7 @@ from finetune import (
 from finetune.analysis.directional import pairs_of
 from finetune.analysis.slices import column_problem
 from finetune.carbon import Carbon
-from finetune.errors import DataError
+from finetune.errors import DataError, ModelError
 from finetune.events import Events
 from finetune.features import Features
 from finetune.folder import RunFolder
@@ -63,8 +63,7 @@ def evaluate(
     started = _now()
     hardware.reset_peak_memory()
     task_class = tasks.of(recipe.task)
-    found = adapter.locate(checkpoint, recipe)
-    loaded = model.load_for_evaluation(found, task_class)
+    found, loaded = _load(recipe, checkpoint, task_class)
     splits = audit.rows(recipe, data.load(recipe)).splits
     name = _split(split, splits)
     rows = splits[name]
@@ -96,6 +95,17 @@ def evaluate(
     record.ended = _now()
     _write(recipe, checkpoint, record, rows, task.records(predictions), events)
     return record
+
+
+def _load(recipe: Recipe, name: str, task: type[Task]) -> tuple[pretrained.Checkpoint, model.Loaded]:
+    try:
+        found = adapter.locate(name, recipe)
+        return found, model.load_for_evaluation(found, task)
+    except ModelError as error:
+        prefix, rest = "model.checkpoint: ", str(error)
+        if not rest.startswith(prefix):
+            raise
+        raise ModelError(f"--checkpoint: {rest.removeprefix(prefix)}") from error
 
 
 def _now() -> str:

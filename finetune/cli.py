@@ -7,8 +7,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 
@@ -157,6 +158,8 @@ def evaluate(
     if not checkpoint:
         raise RecipeError("--checkpoint: missing; give a folder or a Hub id, for example runs/quickstart/export")
     renamed = _pairs(labels)
+    if json_file is not None:
+        _require_place(json_file)
     from finetune import assessment
 
     records, problems = [], []
@@ -177,6 +180,34 @@ def evaluate(
         raise type(problems[0])("\n".join(map(str, problems)))
 
 
+def _reader(path: str) -> TextIO:
+    """Bytes that are no UTF-8 come through, so that the line they stand on can be named."""
+    if path == "-":
+        cast(TextIOWrapper, sys.stdin).reconfigure(encoding="utf-8", errors="surrogateescape")
+        return sys.stdin
+    try:
+        return open(path, encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise RecipeError(
+            f"--input: {path} cannot be read ({error.strerror}); give a file of JSON lines, or - for standard input"
+        ) from error
+
+
+def _writer(path: str) -> TextIO:
+    if path == "-":
+        return sys.stdout
+    try:
+        return open(path, "w", encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"--output: {path} cannot be written ({error.strerror}); name another file") from error
+
+
+def _require_place(path: Path) -> None:
+    """A record is written last: whether it can be is asked first."""
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise RecipeError(f"--json: {path} cannot be written; name a file in a folder that exists and is yours")
+
+
 def _pairs(text: str) -> dict[str, str]:
     pairs = [item.partition("=") for item in text.split(",") if item]
     if any(not sign for _, sign, _ in pairs):
@@ -195,9 +226,7 @@ def predict(
     """Read JSON lines, write them with a `prediction`, made by the pipeline a reader of the model page would call."""
     from finetune import prediction
 
-    source = sys.stdin if input_file == "-" else open(input_file, encoding="utf-8")  # noqa: SIM115
-    target = sys.stdout if output_file == "-" else open(output_file, "w", encoding="utf-8")  # noqa: SIM115
-    with source, target:
+    with _reader(input_file) as source, _writer(output_file) as target:
         for line in prediction.predict_lines(model, source):
             target.write(json.dumps(line, ensure_ascii=False) + "\n")
 

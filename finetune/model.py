@@ -96,7 +96,7 @@ def load_for_evaluation(checkpoint: Checkpoint, task: type[Task] | Task) -> Load
 
     Raises ModelError unless architecture, missing, mismatched and unexpected keys all say that the head is trained.
     """
-    config = read_config(checkpoint, task)
+    config = read_config(checkpoint, task, trained=checkpoint.adapter is None)
     if checkpoint.adapter is not None:
         return _with_adapter(checkpoint, config, task)
     auto = getattr(transformers, task.auto_class)

@@ -37,7 +37,10 @@ def pipeline(model: str) -> Any:
 
 
 def predict_lines(model: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Each JSON line with a `prediction` added. Raises DataError naming the line."""
+    """Each JSON line with a `prediction` added; lines are read with errors="surrogateescape".
+
+    Raises DataError naming the line.
+    """
     pipe = pipeline(model)
     task = tasks.for_architectures(pipe.model.config.architectures)
     assert task is not None
@@ -53,10 +56,26 @@ def predict_lines(model: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _parsed(number: int, line: str) -> dict[str, Any]:
+    where = f"input, line {number}"
+    if (byte := _foreign_byte(line)) is not None:
+        raise DataError(f"{where}: not UTF-8 (byte 0x{byte:02x}); save the input as UTF-8")
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise DataError(f"input, line {number}: not JSON ({error})") from error
+        raise DataError(f"{where}: not JSON ({error})") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: not JSON (nested too deeply)") from error
+    if _foreign_byte(json.dumps(row, ensure_ascii=False)) is not None:
+        raise DataError(f"{where}: half of a surrogate pair; no text in UTF-8 has one")
     if not isinstance(row, dict):
-        raise DataError(f"input, line {number}: expected an object with roles as keys, found {line.strip()[:60]}")
+        raise DataError(f"{where}: expected an object with roles as keys, found {line.strip()[:60]}")
     return row
+
+
+def _foreign_byte(text: str) -> int | None:
+    """The byte in the place of a character that UTF-8 cannot write, as errors="surrogateescape" reads it; or None."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return ord(text[error.start]) & 0xFF
+    return None

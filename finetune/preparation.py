@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune import audit, data, metrics, pretrained, tasks
 from finetune.analysis.directional import pairs_of
-from finetune.errors import RecipeError
+from finetune.errors import FinetuneError, RecipeError
 from finetune.events import Events
 from finetune.features import Features, in_memory
 from finetune.recipe import Recipe
@@ -16,6 +17,9 @@ from finetune.rows import Rows
 from finetune.tasks.base import Task
 
 __all__ = ["Prepared", "encode", "encode_now", "facts", "prepare"]
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 @dataclass
@@ -35,10 +39,9 @@ class Prepared:
 def prepare(recipe: Recipe, events: Events) -> Prepared:
     """Find the checkpoint, load and check the rows, build the task, encode. Raises FinetuneError of exit code 2."""
     task_class = tasks.of(recipe.task)
-    found = pretrained.find_checkpoint(recipe)
-    config = pretrained.read_config(found, task_class, needs_weights=recipe.model.init == "pretrained")
-    tokenizer = pretrained.load_tokenizer(found, config)
-    findings = audit.rows(recipe, data.load(recipe))
+    (found, config, tokenizer), findings = _both(
+        lambda: _checkpoint(recipe, task_class), lambda: audit.rows(recipe, data.load(recipe))
+    )
     task = task_class.from_rows(recipe, findings.splits)
     own = [config.id2label[number] for number in sorted(config.id2label)] if recipe.model.keep_head else []
     if task.labels_must_match and own and set(task.labels_for(own)) <= set(own):
@@ -62,6 +65,25 @@ def prepare(recipe: Recipe, events: Events) -> Prepared:
         max_length=task.max_length,
     )
     return Prepared(recipe, found, config, tokenizer, task, findings.splits, features, surveyed)
+
+
+def _checkpoint(recipe: Recipe, task: type[Task]) -> tuple[pretrained.Checkpoint, Any, Any]:
+    found = pretrained.find_checkpoint(recipe)
+    config = pretrained.read_config(found, task, needs_weights=recipe.model.init == "pretrained")
+    return found, config, pretrained.load_tokenizer(found, config)
+
+
+def _both(one: Callable[[], A], other: Callable[[], B]) -> tuple[A, B]:
+    """What both give. Raises the FinetuneError of either, or one of both together."""
+    try:
+        first = one()
+    except FinetuneError as error:
+        try:
+            other()
+        except FinetuneError as further:
+            raise type(error)(f"{error}\n{further}") from error
+        raise
+    return first, other()
 
 
 def encode(splits: dict[str, Rows], task: Task, tokenizer: Any, events: Events) -> dict[str, Features]:

@@ -152,18 +152,28 @@ def _check_sha256(checkpoint: Checkpoint, expected: str) -> None:
         )
 
 
-def read_config(checkpoint: Checkpoint, task: type[Task] | Task, *, needs_weights: bool = True) -> Any:
+def read_config(
+    checkpoint: Checkpoint, task: type[Task] | Task, *, needs_weights: bool = True, trained: bool = False
+) -> Any:
     """The checkpoint's config, after all checks that need no weights. Raises ModelError.
 
-    With a decoder from elsewhere it is the config of both together.
+    With a decoder from elsewhere it is the config of both together. trained: it comes with its head, or is of no use.
     """
     config = _own_config(checkpoint, needs_weights)
     if checkpoint.decoder is not None:
         own = config if checkpoint.decoder == checkpoint else _own_config(checkpoint.decoder, needs_weights)
         config = decoder.join(config, own, (checkpoint.name, checkpoint.decoder.name))
     if type(config) not in getattr(transformers, task.auto_class)._model_mapping:
-        raise ModelError(task.unfit(checkpoint.name, config))
+        raise ModelError(_untrained(checkpoint.name, config) if trained else task.unfit(checkpoint.name, config))
     return config
+
+
+def _untrained(name: str, config: Any) -> str:
+    saved = ", ".join(getattr(config, "architectures", None) or [f"a model of type {config.model_type!r}"])
+    return (
+        f"{name}: is saved as {saved}; it has no trained head for this task; fine-tune one that can have it, or use a"
+        " recipe of its own task"
+    )
 
 
 def _own_config(checkpoint: Checkpoint, needs_weights: bool) -> Any:

@@ -46,6 +46,7 @@ def find(name: str) -> Path:
 
 def copy(name: str, folder: Path) -> list[Path]:
     """Copy a recipe and the local files it names into `folder`; the copied files. Existing files are never replaced.
+    Raises RecipeError.
 
     The recipe keeps its place beside its data: it lands in `folder`, data of its own folder too, data of a neighbour
     folder (`../quickstart/train.csv`) in the neighbour of `folder`.
@@ -68,7 +69,10 @@ def copy(name: str, folder: Path) -> list[Path]:
     taken = [str(target) for _, target in pairs if target.exists()]
     if taken:
         raise RecipeError(f"{', '.join(taken)}: exists already; copy into another folder")
-    for origin, target in pairs:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(origin, target)
+    try:
+        for origin, target in pairs:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(origin, target)
+    except OSError as error:
+        raise RecipeError(f"{folder} cannot be written ({error.strerror or error}); name another folder") from error
     return [target for _, target in pairs]

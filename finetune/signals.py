@@ -82,11 +82,15 @@ class StopFlag:
         return f"stopped{where} ({self._elsewhere or self.reason}); the same command continues"
 
     def watch_parent(self, over: threading.Event) -> None:
-        """Until `over`: when the launcher dies, send SIGTERM to the main thread, as it would have."""
+        """Until `over`: when the launcher dies, send SIGTERM to the main thread, as it would have.
+
+        Not when a stop was asked for before: what is being saved for it must not be ended by a second signal.
+        """
         main = threading.main_thread().ident
         while main is not None and not over.wait(WATCH_SECONDS):
             if os.getppid() != self._parent:
-                signal.pthread_kill(main, signal.SIGTERM)
+                if not self:
+                    signal.pthread_kill(main, signal.SIGTERM)
                 return
 
 

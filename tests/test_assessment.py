@@ -220,6 +220,25 @@ def test_adapters_that_cannot_be_used(tmp_path, tiny_checkpoint, rows):
         evaluate(path, folder)
 
 
+def test_a_checkpoint_that_is_none_or_cannot_write_is_named_by_its_option(tmp_path, classifier):
+    """What training would do with it (give it a decoder, say) is no remedy here."""
+    recipe = recipe_of(tmp_path, classifier, task="seq2seq")
+    with pytest.raises(ModelError, match=r"^--checkpoint: \./nowhere is not a folder with a config\.json"):
+        assessment.evaluate(recipe, "./nowhere")
+    saved = "is saved as BertForSequenceClassification; it has no trained head for this task; fine-tune"
+    with pytest.raises(ModelError, match=saved):
+        assessment.evaluate(recipe, str(classifier))
+
+
+def recipe_of(folder, checkpoint, task):
+    """A recipe whose data is never reached."""
+    path = folder / "recipe.yaml"
+    path.write_text(
+        f"task: {task}\nmodel: {{checkpoint: {checkpoint}}}\ndata: {{path: ./none.jsonl}}\noutput: {folder}/out\n"
+    )
+    return finetune.load_recipe(path)
+
+
 def test_an_adapter_without_a_head_is_refused(tmp_path, tiny_checkpoint, rows):
     adapted(tmp_path / "adapter", tiny_checkpoint, task_type="FEATURE_EXTRACTION")
     with pytest.raises(

@@ -9,11 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_run
 from row_recipes import jsonl, make, write
 
 from finetune import audit, data
 from finetune.audit import Findings
 from finetune.errors import DataError
+from finetune.recipe import load
 
 
 @pytest.fixture(autouse=True)
@@ -74,15 +76,31 @@ def test_a_label_that_train_does_not_have_is_an_error_with_its_rows(tmp_path, or
     assert set(lines[1:]) == {
         "  validation: label 'Joy' is not in train (validation.jsonl, line 2; validation.jsonl, line 3);"
         " did you mean 'joy'?",
-        "  test: label 'grief' is not in train (test.jsonl, line 1)",
-        "  test: label 'new' is not in train (test.jsonl, line 2; test.jsonl, line 3; test.jsonl, line 4, … 5 rows)",
+        "  test: label 'grief' is not in train (test.jsonl, line 1); add rows with it to train, or leave it out",
+        "  test: label 'new' is not in train (test.jsonl, line 2; test.jsonl, line 3; test.jsonl, line 4, … 5 rows);"
+        " add rows with it to train, or leave it out",
     }
+
+
+@pytest.mark.parametrize("more", [[], ["data.problem=regression"], ["model.keep_head=true"], ["train=null"]])
+def test_one_label_in_all_of_train_is_an_error(tmp_path, more):
+    path = tiny_run.write_recipe(tmp_path, "a/b")
+    for split in ("train", "validation", "test"):
+        tiny_run.write_csv(tmp_path / f"{split}.csv", ("text", "label"), [("a film", "1"), ("a plot", "1")])
+    recipe = load(path, more)
+    found = audit.examine(recipe, data.load(recipe)).problems.lines()
+    text = (
+        "train: all 2 rows of train.csv have the label '1'; expected two different ones at least: add rows of another"
+    )
+    assert found == ([] if more else [text])
 
 
 def test_labels_of_several_are_compared_one_by_one(tmp_path):
     train = [{"text": "a", "labels": ["x", "y"]}, {"text": "b", "labels": []}]
     message = refusal(tmp_path, train=train, test=[{"text": "c", "labels": ["x", "z"]}])
-    assert message == "data: test: label 'z' is not in train (test.jsonl, line 1)"
+    assert message == (
+        "data: test: label 'z' is not in train (test.jsonl, line 1); add rows with it to train, or leave it out"
+    )
 
 
 def test_without_train_no_label_is_missing(tmp_path):
@@ -196,7 +214,7 @@ def test_ids_that_come_twice(tmp_path):
     message = refusal(tmp_path, "question", train=train)
     assert message == (
         "data: train: of 2 rows, 1 have the id of an earlier row ('q': train.jsonl, line 2);"
-        " answers are told apart by their id"
+        " answers are told apart by their id: make it unique, or name data.columns without it"
     )
 
 

@@ -118,6 +118,26 @@ def test_a_bad_row_of_json_lines_is_refused_with_its_line_or_left_out(tmp_path, 
     assert [rows.where(0), rows.where(1)] == ["a.jsonl, line 1", "a.jsonl, line 4"]
 
 
+def test_half_a_pair_among_other_bad_rows_hides_none_of_them(tmp_path):
+    write(tmp_path, "a.jsonl", b'{"label": "x"}\n{"text": "a\\ud800", "label": "x"}\n{"text": 5, "label": "x"}\n')
+    said = refusal(tmp_path, "a.jsonl")
+    assert ["line 1: text: missing" in said, "line 2: text: half of a" in said, "line 3: text: expected" in said] == [
+        True
+    ] * 3
+    write(tmp_path, "a.jsonl", b'{"label": "x"}\n{"text": "a\\ud800", "label": "x"}\n' + line(GOOD))
+    rows = data.load(make(tmp_path, "./a.jsonl", on_bad_row="skip"))["train"]
+    assert rows.dropped == {"missing text": ["0"], "bad character": ["1"]}
+    assert rows.column("text") == ["good"]
+
+
+def test_labels_of_two_types_hide_no_other_problem(tmp_path):
+    rows = [{"text": "a", "label": 0}, {"text": None, "label": 1}, {"text": "c", "label": "1"}]
+    write(tmp_path, "a.jsonl", jsonl(rows))
+    said = refusal(tmp_path, "a.jsonl")
+    assert "a.jsonl, line 2: text: missing" in said
+    assert "a.jsonl, line 3: text ('1')" in said
+
+
 LISTS = {
     "target": ("source", "a row has one target: keep one of them, or make a row of each"),
     "text": ("label", "join its parts before, or name another column"),
@@ -276,9 +296,26 @@ def test_bad_tokens_and_tags(tmp_path, row, expected):
 
 def test_a_sentence_with_a_short_line(tmp_path):
     write(tmp_path, "a.conll", "a\tX\tO\nb\tO\n\nc\tX\tO\n")
-    assert refusal(tmp_path, "a.conll", "tokens") == "data: a.conll, line 1: line 2: expected 3 columns, found 2"
+    expected = "data: a.conll, line 2: expected 3 columns, found 2 (in the sentence that begins on line 1)"
+    assert refusal(tmp_path, "a.conll", "tokens") == expected
     rows = data.load(make(tmp_path, "./a.conll", "tokens", on_bad_row="skip"))["train"]
     assert rows.column("tokens") == [["c"]]
+
+
+SPANS = {
+    "a text": ("PER", "expected a list of {start, end, label}, found text ('PER')"),
+    "end a text": ([{"start": 0, "end": "4", "label": "A"}], "end: expected a whole number, found text ('4')"),
+    "no end": ([{"start": 0, "label": "A"}], "end: missing; expected a whole number"),
+    "no label": ([{"start": 0, "end": 4}], "label: missing; expected the name of a type"),
+    "a blank label": ([{"start": 0, "end": 4, "label": " "}], "label: expected the name of a type, found text (' ')"),
+    "true": ([{"start": 0, "end": True, "label": "A"}], "end: expected a whole number, found true or false (True)"),
+}
+
+
+@pytest.mark.parametrize(("spans", "expected"), SPANS.values(), ids=SPANS)
+def test_bad_spans(tmp_path, spans, expected):
+    write(tmp_path, "a.jsonl", jsonl([{"text": "anna", "spans": spans}]))
+    assert refusal(tmp_path, "a.jsonl", "tokens") == f"data: a.jsonl, line 1: spans: {expected}"
 
 
 ANSWERS = {

@@ -10,6 +10,8 @@ import pytest
 import tiny_export
 import tiny_run
 
+from finetune import prediction
+from finetune.errors import DataError
 from finetune.record import Audit
 
 ROOT = Path(__file__).parents[1]
@@ -141,6 +143,69 @@ def test_predict_names_the_line_of_a_bad_input(tmp_path):
     ended = finetune("predict", folder, stdin='{"text": "good"}\n{"txt": "bad"}\n')
     assert ended.returncode == 2
     assert "input, line 2: expected a text under text, found the keys txt" in ended.stderr
+
+
+INPUTS = {
+    "a number": ('{"text": 5}\n', "input, line 1: expected a text under text, found 5"),
+    "no key": ("{}\n", "input, line 1: expected a text under text, found no keys"),
+    "deep": ("[" * 100_000 + "\n", "input, line 1: not JSON (nested too deeply)"),
+    "latin-1": ('{"text": "good"}\n{"text": "caf\udce9"}\n', "input, line 2: not UTF-8 (byte 0xe9)"),
+    "half a pair": ('{"text": "a\\ud800"}\n', "input, line 1: half of a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), INPUTS.values(), ids=INPUTS)
+def test_predict_refuses_lines_that_are_no_input(content, expected, monkeypatch):
+    monkeypatch.setattr(prediction, "pipeline", lambda _: tiny_pipe)
+    with pytest.raises(DataError) as caught:
+        list(prediction.predict_lines("any", content.splitlines(keepends=True)))
+    assert str(caught.value).startswith(expected)
+
+
+class tiny_pipe:  # noqa: N801  (stands for an object)
+    """As much of a pipeline as is looked at before the first answer."""
+
+    class model:  # noqa: N801
+        class config:  # noqa: N801
+            architectures = ("BertForSequenceClassification",)
+
+
+def test_predict_reads_bytes_that_are_no_utf_8_as_one_bad_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "good"}\n{"text": "caf\xe9"}\n')
+    ended = finetune("predict", tiny_export.build(tmp_path / "export"), "--input", path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("input, line 2: not UTF-8 (byte 0xe9)")
+
+
+PLACES = {
+    "no input": (("predict", "./m", "--input", "nowhere.jsonl"), "--input: nowhere.jsonl cannot be read (No such file"),
+    "a folder": (("predict", "./m", "--input", "."), "--input: . cannot be read (Is a directory"),
+    "no output": (
+        ("predict", "./m", "--output", "no/x"),
+        "--output: no/x cannot be written (No such file or directory",
+    ),
+    "no record": (("evaluate", "r.yaml", "--checkpoint", "./m", "--json", "no/x"), "--json: no/x cannot be written"),
+    "a file": (("recipes", "copy", "token/tiny", "r.yaml"), "r.yaml cannot be written (File exists"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), PLACES.values(), ids=PLACES)
+def test_a_place_that_cannot_be_read_or_written_is_said_before_any_work(tmp_path, arguments, expected):
+    (tmp_path / "r.yaml").write_text("task: sequence\nmodel: {checkpoint: ./m}\ndata: {path: ./a.csv}\noutput: out\n")
+    ended = finetune(*arguments, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(expected)
+    assert "Traceback" not in ended.stderr
+
+
+def test_check_names_what_is_wrong_with_checkpoint_and_data_together(tmp_path):
+    path = tiny_run.write_recipe(tmp_path, "./nowhere")
+    (tmp_path / "train.csv").write_text("text,label\ngood\n")
+    ended = finetune("check", path)
+    assert ended.returncode == 2
+    assert "model.checkpoint: ./nowhere is not a folder with a config.json" in ended.stderr
+    assert "train.csv, line 2: expected 2 cells, found 1" in ended.stderr
 
 
 def test_evaluate_matches_labels_by_name_or_refuses_with_both_lists(tmp_path):

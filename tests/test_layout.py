@@ -201,6 +201,35 @@ def test_who_may_name_tasks():
     assert not any(knows_tasks(name) for name in ("loop", "card", "recipes", "overrides"))
 
 
+# ---------------------------------------- code of others
+
+
+def trusting(source: str) -> int:
+    """How often `trust_remote_code` is given as anything but False."""
+    found: list[ast.expr] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+            found.append(node.value)
+        elif isinstance(node, ast.Dict):
+            pairs = zip(node.keys, node.values, strict=True)
+            found += [v for k, v in pairs if isinstance(k, ast.Constant) and k.value == "trust_remote_code"]
+    return sum(not (isinstance(value, ast.Constant) and value.value is False) for value in found)
+
+
+def test_only_the_process_that_verifies_an_export_may_trust_code():
+    """And only where the export holds a module that this package put there; see test_verification."""
+    found = {module: count for module, source in SOURCES.items() if (count := trusting(source))}
+    assert found == {"publish.stranger": 1, "publish.verification": 1}
+
+
+@pytest.mark.parametrize(
+    "source", ["f(trust_remote_code=True)", 'A = {"trust_remote_code": True}', "f(trust_remote_code=asked)"]
+)
+def test_trust_is_caught(source: str):
+    assert trusting(source) == 1
+    assert trusting(source.replace("True", "False").replace("asked", "False")) == 0
+
+
 # ---------------------------------------- what loads when
 
 

@@ -1,11 +1,13 @@
 """Which weights are reused, new and dropped; what is refused; what is exported."""
 
+import io
 import json
 
 import pytest
 import tiny_export
 import tiny_run
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from finetune import lora, model, preparation, pretrained
@@ -267,12 +269,36 @@ class TestPretrained:
         (pickled / "model.safetensors").unlink()
         self.refused(tmp_path, pickled, r"has no model.safetensors; pickled weights .* are refused; .*save_pretrained")
 
+    def test_pickled_weights_are_not_the_way_out_where_safetensors_are_of_no_use(self, tmp_path, tiny_checkpoint):
+        pickled = copy(tiny_checkpoint, tmp_path / "pickled")
+        torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+        (pickled / "model.safetensors").rename(pickled / "model-of-another-name.safetensors")
+        with pytest.raises(ModelError, match=r"model.checkpoint: .*pickled does not load: .* model.safetensors"):
+            loaded(prepared(tmp_path, pickled))
+
+    def test_neither_pickles_nor_code_are_fetched_from_a_repository(self):
+        wanted = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors", "vocab.txt"]
+        unwanted = ["pytorch_model.bin", "training_args.bin", "model.pt", "model.pkl", "modeling.py", "tf_model.h5"]
+        assert list(filter_repo_objects([*wanted, *unwanted], allow_patterns=pretrained.PATTERNS)) == wanted
+
     def test_code_of_a_checkpoint_is_refused(self, tmp_path, tiny_checkpoint):
         coded = copy(tiny_checkpoint, tmp_path / "coded")
         config = json.loads((coded / "config.json").read_text())
         (coded / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Model"}}))
         (coded / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
         self.refused(tmp_path, coded, "asks for trust_remote_code: code that comes with a checkpoint is never run")
+        assert not (tmp_path / "ran").exists()
+
+    def test_code_of_a_tokenizer_is_not_run_whatever_standard_input_says(self, tmp_path, tiny_checkpoint, monkeypatch):
+        coded = copy(tiny_checkpoint, tmp_path / "coded")
+        config = json.loads((coded / "tokenizer_config.json").read_text())
+        config |= {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
+        (coded / "tokenizer_config.json").write_text(json.dumps(config))
+        code = f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast as Evil\n"
+        (coded / "evil.py").write_text(code)
+        monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))  # transformers asks, where nothing is said
+        monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+        prepared(tmp_path, coded)
         assert not (tmp_path / "ran").exists()
 
     def test_a_folder_that_is_none(self, tmp_path):
@@ -300,6 +326,18 @@ class TestPretrained:
 
     def test_a_package_that_is_not_installed(self, tmp_path):
         self.refused(tmp_path, "package://no_such_package/model", "no package no_such_package is installed")
+
+    @pytest.mark.parametrize("inside", ["../other", "linked"])
+    def test_nothing_outside_a_package_is_read(self, tmp_path, tiny_checkpoint, monkeypatch, inside):
+        (tmp_path / "a_package").mkdir()
+        (tmp_path / "a_package" / "__init__.py").write_text("raise AssertionError('imported')")
+        other = copy(tiny_checkpoint, tmp_path / "other")
+        (tmp_path / "a_package" / "linked").symlink_to(other)
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ModelError, match=r"with a config\.json inside the package"):
+            pretrained.locate(f"package://a_package/{inside}")
+        copy(tiny_checkpoint, tmp_path / "a_package" / "model")
+        assert pretrained.locate("package://a_package/model").folder == tmp_path / "a_package" / "model"
 
     def test_max_length_is_bounded_by_the_positions(self, tiny_checkpoint):
         config = tiny_run.config()

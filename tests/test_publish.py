@@ -236,9 +236,10 @@ def test_the_commit_is_tried_again_after_what_may_pass(hub, export):
 def test_what_does_not_pass_ends_with_a_reason(hub, export, fault, says):
     hub.inject(COMMIT, times=-1, **fault)
     started = time.monotonic()
-    patience = Patience(request_seconds=0.5, retry_seconds=0.3, wait_seconds=0.05, total_seconds=30.0)
+    seconds = 0.5 if fault.get("mode") == "hang" else 10.0
+    patience = Patience(request_seconds=seconds, retry_seconds=0.3, wait_seconds=0.05, total_seconds=60.0)
     assert says in refusal(export, REPO, patience=patience)
-    assert time.monotonic() - started < 25.0
+    assert time.monotonic() - started < 55.0
     assert commits(hub) == []
 
 
@@ -254,11 +255,11 @@ def test_a_stated_wait_is_kept_when_it_is_short_and_told_when_it_is_long(hub, ex
 
 def test_a_hub_that_hangs_on_every_request_is_left_in_time(hub, export):
     hub.inject(".*", mode="hang", times=-1)
-    patience = Patience(request_seconds=30.0, total_seconds=3.0)
+    patience = Patience(request_seconds=100.0, total_seconds=12.0)  # the start of the courier included
     started = time.monotonic()
     message = refusal(export, REPO, patience=patience)
-    assert time.monotonic() - started < 15.0
-    assert "it was not done after 3 s and was stopped (while looking up the repository)" in message
+    assert time.monotonic() - started < 40.0
+    assert "it was not done after 12 s and was stopped (while looking up the repository)" in message
 
 
 def test_a_listing_that_hangs_is_asked_for_again(hub, export):
@@ -270,7 +271,7 @@ def test_a_listing_that_hangs_is_asked_for_again(hub, export):
 def test_creating_while_the_hub_is_busy_does_not_hammer_it(hub, export):
     busy = "Cannot create repo: another conflicting operation is in progress"
     hub.inject(CREATE, status=409, times=-1, message=busy, body={"url": f"{hub.url}/{REPO}"})
-    patience = Patience(request_seconds=5.0, wait_seconds=0.05, total_seconds=20.0)
+    patience = Patience(request_seconds=10.0, wait_seconds=0.05, total_seconds=60.0)
     assert f"What it said: {busy}" in refusal(export, REPO, patience=patience)
     assert len(paths(hub, CREATE)) == 6
 
@@ -347,7 +348,7 @@ def test_no_hub_there(export, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     started = time.monotonic()
     assert "the Hub cannot be reached at http://127.0.0.1:9" in refusal(export, REPO)
-    assert time.monotonic() - started < 25.0
+    assert time.monotonic() - started < 60.0
 
 
 def test_offline_mode(hub, export, monkeypatch):
@@ -462,7 +463,7 @@ def test_preflight_of_a_hub_that_is_down_or_hangs_is_short(hub, monkeypatch):
     hub.inject(".*", mode="hang", times=-1)
     started = time.monotonic()
     assert "it was not done after 3 s and was stopped" in preflight(REPO, limit_seconds=3.0)[0]
-    assert time.monotonic() - started < 15.0
+    assert time.monotonic() - started < 40.0
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert "the Hub cannot be reached at http://127.0.0.1:9" in preflight(REPO, limit_seconds=20.0)[0]
 

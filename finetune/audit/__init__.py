@@ -17,6 +17,8 @@ from finetune.rows import Rows, from_arrow, to_arrow
 
 __all__ = ["Findings", "examine", "rows", "survey"]
 
+UNIQUE = "answers are told apart by their id: make it unique, or name data.columns without it"
+
 
 def rows(recipe: Recipe, splits: dict[str, Rows]) -> Findings:
     """The rows ready for use: without hidden splits, and without empty texts in train.
@@ -105,7 +107,7 @@ def _ids(recipe: Recipe, findings: Findings) -> None:
         example = f"{one.table.column('id')[first].as_py()!r}: {one.where(first)}"
         text = f"{split}: of {len(one):,} rows, {len(repeated):,} have the id of an earlier row ({example})"
         if "question" in one.table.column_names:
-            findings.problems.add("duplicate ids", f"{text}; answers are told apart by their id")
+            findings.problems.add("duplicate ids", f"{text}; {UNIQUE}")
         else:
             findings.notes.append(text)
 

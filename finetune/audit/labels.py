@@ -97,7 +97,10 @@ def check_values(recipe: Recipe, findings: Findings) -> None:
             continue
         if role == "label" and _regression(recipe, one):
             _numbers(one, findings)
-        elif role in one.class_names:
+            continue
+        if split == "train" and recipe.train is not None and not recipe.model.keep_head:
+            _several(one, role, findings)
+        if role in one.class_names:
             _in_range(recipe, one, role, findings)
         elif split != "train" and train is not None and role in train.table.column_names:
             _seen(one, role, set(_distinct(train, role)), findings)
@@ -132,11 +135,24 @@ def _seen(one: Rows, role: str, known: set[Any], findings: Findings) -> None:
         if value in known:
             continue
         near = difflib.get_close_matches(str(value).lower(), names, 1, 0.75)
-        hint = f"; did you mean {names[near[0]]!r}?" if near else ""
+        hint = f"did you mean {names[near[0]]!r}?" if near else "add rows with it to train, or leave it out"
         findings.problems.add(
             "labels unseen in train",
-            f"{one.split}: label {value!r} is not in train ({_rows_with(one, role, value)}){hint}",
+            f"{one.split}: label {value!r} is not in train ({_rows_with(one, role, value)}); {hint}",
         )
+
+
+def _several(one: Rows, role: str, findings: Findings) -> None:
+    """Where all rows of train have the same label there is nothing to tell apart: a file that was cut off, mostly."""
+    distinct = _distinct(one, role)
+    if role == "label" and len(distinct) == 1:
+        what = f"train: all {len(one):,} rows of {one.source} have the label {_name(one, role, distinct[0])!r}"
+        findings.problems.add("one label", f"{what}; expected two different ones at least: add rows of another")
+
+
+def _name(one: Rows, role: str, value: Any) -> Any:
+    names = one.class_names.get(role, [])
+    return names[value] if names and 0 <= value < len(names) else value
 
 
 def _in_range(recipe: Recipe, one: Rows, role: str, findings: Findings) -> None:

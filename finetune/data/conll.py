@@ -54,7 +54,7 @@ def read_conll(path: Path, name: str) -> Iterator[Block]:
         _check_width(width, lines[0][0], name)
         wrong = next(((number, len(cells)) for number, cells in lines if len(cells) != width), None)
         if wrong:
-            block.add_bad(lines[0][0], f"line {wrong[0]}: expected {width} columns, found {wrong[1]}")
+            block.add_bad(wrong[0], f"expected {width} columns, found {wrong[1]} ({_within(lines[0][0])})")
         else:
             columns = [list(column) for column in zip(*(cells for _, cells in lines), strict=True)]
             record = {str(number): column for number, column in enumerate(columns)}
@@ -63,6 +63,10 @@ def read_conll(path: Path, name: str) -> Iterator[Block]:
             yield block
             block = Block()
     yield block
+
+
+def _within(line: int) -> str:
+    return f"in the sentence that begins on line {line}"
 
 
 def _width(sentence: list[tuple[int, str]]) -> int:
@@ -86,7 +90,8 @@ def read_conllu(path: Path, name: str) -> Iterator[Block]:
         lines = [(number, line.split("\t")) for number, line in sentence if not line.startswith("#")]
         wrong = next(((number, len(cells)) for number, cells in lines if len(cells) != 10), None)
         if wrong:
-            block.add_bad(sentence[0][0], f"line {wrong[0]}: expected 10 columns separated by tabs, found {wrong[1]}")
+            what = f"expected 10 columns separated by tabs, found {wrong[1]} ({_within(sentence[0][0])})"
+            block.add_bad(wrong[0], what)
         elif words := [cells[1:] for _, cells in lines if cells[0].isdigit()]:
             record = {key: list(column) for key, column in zip(CONLLU, zip(*words, strict=True), strict=True)}
             known = {"id": about["sent_id"]} if "sent_id" in about else {}

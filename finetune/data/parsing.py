@@ -154,12 +154,12 @@ class _Parser:
             columns["id"] = [str(row) for row in range(first, self.count)]
         bad = _unequal(columns, bad) | _misplaced(columns, bad) | bad
         try:
-            batch = self._arrow(columns, bad, number, source, block.lines)
+            return self._arrow(columns, bad, number, source, block.lines)
         except UnicodeEncodeError:
-            bad = _surrogates(columns) | bad
-            batch = self._arrow(columns, bad, number, source, block.lines)
-        self._report(bad, columns["id"], first, source, block.lines)
-        return batch
+            bad |= _surrogates(columns, bad)
+            return self._arrow(columns, bad, number, source, block.lines)
+        finally:  # labels of two types, which end the file here, hide no bad row before them
+            self._report(bad, columns["id"], first, source, block.lines)
 
     def _arrow(
         self, columns: dict[str, list[Any]], bad: Bad, number: int, source: Source, lines: list[int]
@@ -239,11 +239,13 @@ def _wrong_span(text: str, spans: list[dict[str, Any]]) -> str:
     return ""
 
 
-def _surrogates(columns: dict[str, list[Any]]) -> Bad:
+def _surrogates(columns: dict[str, list[Any]], known: Bad) -> Bad:
     """Rows with half of a surrogate pair, which only an escape in JSON can give."""
     bad: Bad = {}
     for role, values in columns.items():
         for place, value in enumerate(values):
+            if place in known:  # what stands there may be no value at all
+                continue
             try:
                 json.dumps(value, ensure_ascii=False).encode()
             except UnicodeEncodeError:

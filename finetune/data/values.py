@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 from finetune.rows import KEPT
@@ -174,15 +175,22 @@ def _answers(value: Any) -> Checked:
     return "", "", {"text": found, "answer_start": starts}
 
 
+SPAN_PARTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "start": ("a whole number", lambda value: type(value) is int),
+    "end": ("a whole number", lambda value: type(value) is int),
+    "label": ("the name of a type", lambda value: type(value) is int or (type(value) is str and bool(value.strip()))),
+}
+
+
 def _spans(value: Any) -> Checked:
     expected = "a list of {start, end, label}"
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, dict) for item in value):
         return _wrong(expected, value)
-    spans = [{key: item.get(key) for key in ("start", "end", "label")} for item in value]
-    for span in spans:
-        if type(span["start"]) is not int or type(span["end"]) is not int or type(span["label"]) not in (str, int):
-            return "wrong type", f"expected {expected}, found {shown(span)}", None
-    return "", "", spans
+    for item, (key, (word, fits)) in product(value, SPAN_PARTS.items()):
+        if not fits(item.get(key)):
+            kind, text, _ = _wrong(word, item.get(key))
+            return kind, f"{key}: {text}", None
+    return "", "", [{key: item[key] for key in SPAN_PARTS} for item in value]
 
 
 CHECKS: dict[str, Callable[[Any], Checked]] = {

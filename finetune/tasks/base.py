@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from finetune.recipe import Recipe
 
-__all__ = ["Batch", "Case", "Predictions", "Task", "refuse_placeholder_names"]
+__all__ = ["Batch", "Case", "Predictions", "Task", "no_text", "refuse_placeholder_names"]
 
 
 @dataclass(frozen=True)
@@ -255,6 +256,16 @@ class Task(ABC):
 
     def export(self, folder: Path) -> None:  # noqa: B027  (most heads add no file)
         """Write what this head adds to the exported folder."""
+
+
+def no_text(row: dict[str, Any], roles: Sequence[str]) -> str | None:
+    """What to say of an input of `finetune predict` that lacks a text under one of `roles`, or None."""
+    wrong = [role for role in roles if not isinstance(row.get(role), str)]
+    if not wrong:
+        return None
+    given = [json.dumps(row[role], ensure_ascii=False)[:60] for role in wrong if role in row]
+    found = " and ".join(given) if len(given) == len(wrong) else f"the keys {', '.join(row)}" if row else "no keys"
+    return f"expected a text under {' and '.join(wrong)}, found {found}"
 
 
 def refuse_placeholder_names(labels: Sequence[str]) -> None:

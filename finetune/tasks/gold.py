@@ -13,7 +13,17 @@ import pyarrow as pa
 
 from finetune.errors import DataError
 from finetune.rows import Rows
-from finetune.tasks.tagging import OUTSIDE, Schema, Scheme, breaks, entities_of, iob2_labels, recognise, split_tag
+from finetune.tasks.tagging import (
+    OUTSIDE,
+    Schema,
+    Scheme,
+    breaks,
+    entities_of,
+    iob2_labels,
+    is_entities,
+    recognise,
+    split_tag,
+)
 from finetune.tasks.words import join, split_words, tag_words
 
 __all__ = ["Gold", "charted", "gold_entities", "read_gold"]
@@ -113,7 +123,7 @@ def _read_tags(splits: dict[str, Rows]) -> Gold:
     if not declared:
         _check_seen(splits, seen, scheme)
     gold = Gold(scheme, names, codes)
-    gold.remarks = [_scheme_words(scheme), *_broken_words(splits, gold)]
+    gold.remarks = [_scheme_words(scheme) + _odd_words(splits, seen, scheme), *_broken_words(splits, gold)]
     return gold
 
 
@@ -219,6 +229,21 @@ def _scheme_words(scheme: Scheme) -> str:
     turned = "" if scheme.name == "IOB2" else ", turned into IOB2"
     touching = "; neighbouring entities of one type cannot be told apart" if scheme.name == "IO" else ""
     return f"tags: entities in the {scheme.name} scheme{turned}{touching}"
+
+
+def _odd_words(splits: dict[str, Rows], seen: dict[str, set[str]], scheme: Scheme) -> str:
+    """Which tags keep the others, that have prefixes, from being read as entities: mostly a slip of the pen."""
+    tags = sorted(set().union(*seen.values()) - {OUTSIDE})
+    odd = [tag for tag in tags if not is_entities([tag])]
+    if scheme.entities or not odd or len(odd) == len(tags):
+        return ""
+    usual = next(tag for tag in tags if tag not in odd)
+    split = next(split for split, own in seen.items() if odd[0] in own)
+    more = ", …" if len(odd) > SHOWN else ""
+    return (
+        f": not entities, since {odd[0]!r} ({_rows_with(splits[split], odd[0])}) has no prefix as {usual!r} has;"
+        f" correct such tags if entities are meant ({', '.join(odd[:SHOWN])}{more})"
+    )
 
 
 def _broken_words(splits: dict[str, Rows], gold: Gold) -> Iterator[str]:

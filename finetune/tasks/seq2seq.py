@@ -19,7 +19,7 @@ from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
 from finetune.scoring.texts import text_scores
 from finetune.tasks import decoding, text_facts
-from finetune.tasks.base import Batch, Case, Predictions, Task
+from finetune.tasks.base import Batch, Case, Predictions, Task, no_text
 from finetune.tasks.encoding import encode_texts
 
 if TYPE_CHECKING:
@@ -324,9 +324,7 @@ class Seq2SeqTask(Task):
 
     @classmethod
     def input_problem(cls, row: dict[str, Any]) -> str | None:
-        if isinstance(row.get("source"), str):
-            return None
-        return f"expected a text under source, found the keys {', '.join(row)}"
+        return no_text(row, ["source"])
 
     @classmethod
     def answers(cls, pipe: Any, rows: list[dict[str, Any]], batch_size: int) -> list[Any]:

@@ -20,7 +20,7 @@ from finetune.errors import DataError, RecipeError
 from finetune.features import Features
 from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
-from finetune.tasks.base import Batch, Case, Predictions, Task
+from finetune.tasks.base import Batch, Case, Predictions, Task, no_text
 from finetune.tasks.encoding import encode_texts
 
 if TYPE_CHECKING:
@@ -329,9 +329,7 @@ class SequenceTask(Task):
 
     @classmethod
     def input_problem(cls, row: dict[str, Any]) -> str | None:
-        roles = ("text", "text_pair") if "text_pair" in row else ("text",)
-        wrong = [role for role in roles if not isinstance(row.get(role), str)]
-        return f"expected a text under {' and '.join(wrong)}, found the keys {', '.join(row)}" if wrong else None
+        return no_text(row, ["text", "text_pair"] if "text_pair" in row else ["text"])
 
     @classmethod
     def answers(cls, pipe: Any, rows: list[dict[str, Any]], batch_size: int) -> list[Any]:

@@ -22,7 +22,7 @@ from finetune.rows import Rows
 from finetune.scoring.texts import answer_scores
 from finetune.tasks import answers
 from finetune.tasks.answers import IGNORED, gold_texts, open_questions
-from finetune.tasks.base import Batch, Case, Predictions, Task
+from finetune.tasks.base import Batch, Case, Predictions, Task, no_text
 
 if TYPE_CHECKING:
     import torch
@@ -282,10 +282,8 @@ class SpanTask(Task):
 
     @classmethod
     def input_problem(cls, row: dict[str, Any]) -> str | None:
-        wrong = [role for role in ("question", "context") if not isinstance(row.get(role), str)]
-        if wrong:
-            return f"expected a text under {' and '.join(wrong)}, found the keys {', '.join(row)}"
-        return None if row["question"].strip() else "the question is empty"
+        problem = no_text(row, ["question", "context"])
+        return problem or (None if row["question"].strip() else "the question is empty")
 
     @classmethod
     def answers(cls, pipe: Any, rows: list[dict[str, Any]], batch_size: int) -> list[Any]:

@@ -77,6 +77,17 @@ def test_numbers_without_names_are_plain_tags():
     assert (gold.scheme.name, gold.names) == ("plain", ["9", "10"])
 
 
+def test_one_tag_without_a_prefix_makes_all_plain_and_is_named():
+    train = rows("train", "B-A I-A O", "BA O", "B-B", "B_A O BA")
+    gold = read_gold(splits(train))
+    assert gold.scheme.name == "plain"
+    assert gold.remarks == [
+        "tags: plain, one for each word: not entities, since 'BA' (data/train.conll, row 1; data/train.conll, row 3)"
+        " has no prefix as 'B-A' has; correct such tags if entities are meant (BA, B_A)"
+    ]
+    assert read_gold(splits(rows("train", "N V"))).remarks == ["tags: plain, one for each word"]
+
+
 def test_transitions_that_break_the_scheme_are_counted_and_named():
     train = rows("train", "B-A I-A O", "O I-A", "", "B-A I-B I-B", "B-B", "B-A", "I-A I-A")
     remark = read_gold(splits(train)).remarks[1]
