@@ -135,6 +135,20 @@ def test_entities_are_compared_by_entity_f1(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("gold", "said"),
+    [
+        (["I-PER", "I-PER", "O", "I-LOC"], ["I-PER", "I-PER", "O", "O"]),  # IO, or an I- that continues nothing
+        (["B-PER", "E-PER", "O", "S-LOC"], ["B-PER", "E-PER", "O", "O"]),
+    ],
+)
+def test_tags_of_another_framework_are_read_as_evaluation_reads_them(tmp_path, gold, said):
+    ours = labelled(tmp_path / "ours.jsonl", [["B-PER", "I-PER", "O", "B-LOC"]], [["B-PER", "I-PER", "O", "O"]])
+    found = compare(ours, labelled(tmp_path / "theirs.jsonl", [gold], [said]))
+    assert found.kind == "entities"
+    assert {one.metric: (one.a, one.b) for one in found.metrics}["f1"] == pytest.approx((2 / 3, 2 / 3))
+
+
+@pytest.mark.parametrize(
     ("kind", "gold", "a", "b"),
     [
         ("tags", [["DET", "NOUN", "DET"]] * 8, [["DET", "NOUN", "DET"]] * 8, [["DET", "DET", "DET"]] * 8),
