@@ -288,6 +288,20 @@ def test_runs_bring_their_labels_their_metrics_and_their_split(tmp_path):
         compare(a, b, split="train")
 
 
+def test_runs_that_read_inputs_of_another_length_say_so(tmp_path):
+    folders = [run_folder(tmp_path / name, ["a", "b"], ["a", "b"]) for name in "ab"]
+    assert not [note for note in compare(*folders).notes if "tokens" in note]
+    record = RunRecord.read(tmp_path / "b" / "run.json")
+    record.model.max_length = 16
+    record.write(tmp_path / "b" / "run.json")
+    assert not [note for note in compare(*folders).notes if "tokens" in note]  # of a, nothing is known
+    record = RunRecord.read(tmp_path / "a" / "run.json")
+    record.model.max_length = 128
+    record.write(tmp_path / "a" / "run.json")
+    [note] = [note for note in compare(*folders).notes if "tokens" in note]
+    assert note.startswith("inputs were read up to other lengths (128 and 16 tokens)")
+
+
 def seeds(folder: Path, share: float, gold: np.ndarray, count: int, rng: np.random.Generator) -> list[str]:
     folder.mkdir()
     return [
