@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.card.figures import score
 from finetune.metrics import LOWER_IS_BETTER
 from finetune.record import Interval
 
@@ -74,4 +75,4 @@ def below_baseline(name: str, found: Interval | None, method: str, trivial: Inte
     if not worse:
         return None
     where = "above" if name in LOWER_IS_BETTER else "below"
-    return f"{name} is {found.value:.3f}, {where} the {trivial.value:.3f} of {method}"
+    return f"{name} is {score(name, found.value)}, {where} the {score(name, trivial.value)} of {method}"

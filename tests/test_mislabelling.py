@@ -58,6 +58,8 @@ def test_below_the_baseline():
     high, low = Interval(value=0.6), Interval(value=0.4)
     assert below_baseline("accuracy", low, "always pos", high) == "accuracy is 0.400, below the 0.600 of always pos"
     assert below_baseline("accuracy", high, "always pos", low) is None
+    bleu = below_baseline("bleu", Interval(value=12.34), "copy", Interval(value=57.71))
+    assert bleu == "bleu is 12.3, below the 57.7 of copy"
     assert below_baseline("mse", high, "always 1", low).startswith("mse is 0.600, above the 0.400")
     assert below_baseline("mse", low, "always 1", high) is None
     assert below_baseline("f1", Interval(value=None), "x", high) is None

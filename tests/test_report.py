@@ -20,6 +20,7 @@ from finetune.record import Analysis, Audit, AuditFinding, Best, Quantiles, Shif
 from finetune.record.analysis import Bin, Calibration, Check, Confusion, Slice, Suspect, WorstRow
 from finetune.report.curves import Series, read_curves, thinned, throughput
 from finetune.report.page import render_page
+from finetune.report.results import draw_results
 
 BIDI = "\u202e\u2066\u200f"
 HOSTILE = [
@@ -252,6 +253,17 @@ def test_an_interval_of_none_and_an_undefined_metric(tmp_path):
     results = card_facts.results(3, accuracy=(None, None, None), f1=(0.5, None, None))
     text = page(tmp_path, results={"test": results}, baselines={}, best=Best(step=5, metric="accuracy", value=0.1))
     assert "undefined" in text
+
+
+def test_the_chart_of_results_has_metrics_of_both_scales(tmp_path):
+    scores = card_facts.results(3, exact_match=(0.16, 0.15, 0.17), bleu=(59.2, 58.3, 60.1), chrf=(75.1, 74.2, 76.0))
+    copied = card_facts.results(3, exact_match=(0.0, 0.0, 0.0), bleu=(57.7, 56.8, 58.6))
+    fields = {"results": {"test": scores}, "baselines": {"copy": {"test": copied}}, "best": None}
+    [drawing] = re.findall(r"(?s)<svg[^>]*results-chart.*?</svg>", page(tmp_path, **fields))
+    assert [drawing.count(f">{text}</") for text in ("exact match", "BLEU", "chrF", "copy")] == [1, 1, 1, 1]
+    with draw_results(card_facts.record(**fields), "test") as figure:
+        spans = [axes.get_xlim() for axes in figure.axes]
+    assert [high < 1.0 for _, high in spans] == [True, False]
 
 
 # ------------------------------------------------------------------------------------------------------------- curves

@@ -239,6 +239,11 @@ def _notes(models: Sequence[Predicted], kind: Kind, *, inferred: bool, metrics: 
     }
     if len(prints) > 1:
         notes.append("ids and gold answers agree, but the runs read other texts or other settings of the data")
+    lengths = {model.record.model.max_length: None for model in models if model.record and model.record.model}
+    if len(known := [str(length) for length in lengths if length is not None]) > 1:
+        notes.append(
+            f"inputs were read up to other lengths ({' and '.join(known)} tokens), which may be all that differs"
+        )
     if metrics > 1:
         notes.append(
             f"{metrics} metrics were tested: the verdict is about the first alone, chosen before looking (--metric);"

@@ -10,9 +10,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finetune.errors import DataError
 from finetune.record import RunRecord
 from finetune.scoring.names import NAMES, Kind
+from finetune.tasks.tagging import Schema, is_entities, split_tag
 
 __all__ = ["Predicted", "align", "convert", "infer_kind", "read"]
 
@@ -110,9 +113,9 @@ def _row(path: Path, number: int, line: str) -> tuple[str, Any, Any]:
 def infer_kind(models: Sequence[Predicted]) -> Kind:
     """The kind of prediction, from the record of a run, else from the values.
 
-    Lists with one text each are answers; equally long lists of O, B- and I- entities, with other repeated values tags;
-    other lists several labels; numbers with a fraction regression; texts are labels where each occurs twice on average,
-    else generated texts.
+    Lists with one text each are answers; equally long lists of tags with prefixes, such as B-PER, and O entities, with
+    other repeated values tags; other lists several labels; numbers with a fraction regression; texts are labels where
+    each occurs twice on average, else generated texts.
     """
     gold, predicted = models[0].gold, list(chain.from_iterable(model.predicted for model in models))
     facts = next((model.record.model for model in models if model.record and model.record.model), None)
@@ -133,7 +136,7 @@ def _kind_of_lists(gold: list[list[Any]], models: Sequence[Predicted]) -> Kind:
     pairs = [(a, b) for model in models for a, b in zip(model.gold, model.predicted, strict=True)]
     if not all(isinstance(b, list) and len(a) == len(b) for a, b in pairs):
         return "multi"
-    if all(str(tag) == "O" or str(tag)[:2] in ("B-", "I-") for pair in pairs for tags in pair for tag in tags):
+    if all(split_tag(str(tag))[1] != str(tag) for pair in pairs for tags in pair for tag in tags):
         return "entities"
     return "tags" if any(len(set(map(str, tags))) < len(tags) for tags in gold) else "multi"
 
@@ -151,7 +154,21 @@ def convert(model: Predicted, kind: Kind) -> Predicted:
                 f"{model.name}: {what} of row {model.ids[row]} is {str(values[row])[:60]!r}, which is no value of kind"
                 f" {kind}; name the right kind with --kind ({', '.join(NAMES)})"
             ) from error
+    if kind == "entities":
+        sides = [_iob2(side) for side in sides]
     return replace(model, gold=sides[0], predicted=sides[1])
+
+
+def _iob2(rows: list[list[str]]) -> list[list[str]]:
+    """Tags of any scheme as evaluation reads and writes them: where an I- cannot go on with an entity, one begins."""
+    names = sorted(set(chain.from_iterable(rows)))
+    if not is_entities(names):
+        return rows  # the metrics name the tags that they cannot take
+    numbers = {name: number for number, name in enumerate(names)}
+    schema = Schema(names, entities=True)
+    flat = np.array([numbers[tag] for tag in chain.from_iterable(rows)], dtype=np.int64)
+    read = iter(schema.convert(flat, np.array([len(tags) for tags in rows], dtype=np.int64)).tolist())
+    return [[schema.labels[next(read)] for _ in tags] for tags in rows]
 
 
 def _fits(change: Callable[[Any], Any], value: Any) -> bool:

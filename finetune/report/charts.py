@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -19,6 +20,7 @@ __all__ = [
     "LINE_COLOURS",
     "draw_curves",
     "draw_intervals",
+    "draw_legend",
     "draw_matrix",
     "draw_reliability",
     "matrix_size",
@@ -84,7 +86,14 @@ def draw_intervals(axes: Axes, metrics: Sequence[str], methods: Mapping[str, Map
     axes.set_ylim(len(metrics) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.figure.legend(loc="outside upper left", ncols=2, handlelength=1.2)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+
+
+def draw_legend(figure: Figure) -> None:
+    """The names of all that is drawn, each once, above the axes."""
+    drawn = [axes.get_legend_handles_labels() for axes in figure.axes]
+    marks = {label: handle for handles, labels in drawn for handle, label in zip(handles, labels, strict=True)}
+    figure.legend(marks.values(), marks.keys(), loc="outside upper left", ncols=2, handlelength=1.2)
 
 
 def _sides(found: Interval) -> tuple[float, float, float]:

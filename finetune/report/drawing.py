@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from xml.etree import ElementTree
@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
-__all__ = ["COLOURS", "blank", "drawable", "png", "svg"]
+__all__ = ["COLOURS", "blank", "drawable", "png", "stacked", "svg"]
 
 COLOURS = {  # name of the CSS variable -> what it is on a light page, and in a PNG
     "surface": "#ffffff",
@@ -70,9 +70,17 @@ def _own_settings() -> Iterator[None]:
 @contextmanager
 def blank(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """An empty figure of `width` x `height` inches with one pair of axes; draw on it, then call svg or png, inside."""
+    with stacked(width, height, [1]) as (figure, [axes]):
+        yield figure, axes
+
+
+@contextmanager
+def stacked(width: float, height: float, shares: Sequence[float]) -> Iterator[tuple[Figure, list[Axes]]]:
+    """As `blank`, with several pairs of axes, one below the other; `shares`: their heights, in any unit."""
     with _own_settings():
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.add_subplot()
+        grid = figure.add_gridspec(len(shares), height_ratios=shares)
+        yield figure, [figure.add_subplot(grid[row]) for row in range(len(shares))]
 
 
 def drawable(text: str) -> bool:

@@ -11,7 +11,7 @@ from finetune.record.analysis import Confusion
 from finetune.report.charts import draw_curves, draw_matrix, draw_reliability, matrix_size, shortened
 from finetune.report.curves import read_curves
 from finetune.report.drawing import blank, drawable, png
-from finetune.report.results import draw_results, drawn_split, results_size
+from finetune.report.results import draw_results, drawn_split
 
 __all__ = ["write"]
 
@@ -40,8 +40,7 @@ def write(export: Path, record: RunRecord, metrics: Path) -> None:
             draw_reliability(axes, analysis.calibration)
             (export / RELIABILITY).write_bytes(png(figure))
     elif split is not None:
-        with blank(*results_size(record, split)) as (figure, axes):
-            draw_results(axes, record, split)
+        with draw_results(record, split) as figure:
             (export / INTERVALS).write_bytes(png(figure))
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from finetune.card.figures import HUNDREDS, amount, count, duration, interval, score
 from finetune.card.public_names import metric_name
 from finetune.record import Interval, RunRecord, SplitResults, Training
 from finetune.report.blocks import Beside, Chart, Folded, Note, Section, Table, Tile
-from finetune.report.charts import draw_intervals
-from finetune.report.drawing import blank, svg
+from finetune.report.charts import draw_intervals, draw_legend
+from finetune.report.drawing import stacked, svg
 from finetune.scoring.names import LOWER_IS_BETTER
 
 __all__ = [
@@ -21,7 +22,6 @@ __all__ = [
     "headline_metric",
     "named",
     "results",
-    "results_size",
     "splits",
     "steps_done",
     "tiles",
@@ -130,15 +130,15 @@ def _reading(record: RunRecord) -> str:
     return said
 
 
-def _drawn_metrics(found: SplitResults) -> list[str]:
-    """Metrics that share one scale with the first of them: not the loss, not those of single classes."""
+def _panels(found: SplitResults) -> list[list[str]]:
+    """The metrics to draw, by their scale, that of the first one above; not the loss, not those of single classes."""
     names = [name for name in found.metrics if name not in LOWER_IS_BETTER and "/" not in name]
-    return [name for name in names if (name in HUNDREDS) == (names[0] in HUNDREDS)]
+    scales = dict.fromkeys(name in HUNDREDS for name in names)
+    return [[name for name in names if (name in HUNDREDS) == scale] for scale in scales]
 
 
 def _chart(record: RunRecord, split: str) -> Chart:
-    with blank(*results_size(record, split)) as (figure, axes):
-        draw_results(axes, record, split)
+    with draw_results(record, split) as figure:
         title = f"Metrics on {split} with 95 % intervals, this model and baselines"
         drawing = svg(figure, "results-chart", title)
     return Chart(drawing, f"{split}, {count(record.results[split].n)} rows: values with 95 % intervals")
@@ -146,26 +146,32 @@ def _chart(record: RunRecord, split: str) -> Chart:
 
 def drawn_split(record: RunRecord) -> str | None:
     """The split whose metrics are worth a chart, the most telling one; None where there is none."""
-    return next((split for split in splits(record) if _drawn_metrics(record.results[split])), None)
+    return next((split for split in splits(record) if _panels(record.results[split])), None)
 
 
-def results_size(record: RunRecord, split: str) -> tuple[float, float]:
-    """Inches of the chart of results."""
-    methods = 1 + sum(split in by_split for by_split in record.baselines.values())
-    return 5.2, 0.9 + 0.4 * len(_drawn_metrics(record.results[split])) + 0.2 * math.ceil(methods / 2)
+@contextmanager
+def draw_results(record: RunRecord, split: str) -> Iterator[Figure]:
+    """This model's metrics on a split with their intervals, beside those of the baselines.
 
-
-def draw_results(axes: Axes, record: RunRecord, split: str) -> None:
-    """This model's metrics on a split with their intervals, beside those of the baselines."""
-    metrics = _drawn_metrics(record.results[split])
+    Fractions of 1 and metrics from 0 to 100 have axes of their own; call svg or png inside.
+    """
+    panels = _panels(record.results[split])
     methods = {"this model": record.results[split]} | {
         _method(name): by_split[split] for name, by_split in record.baselines.items() if split in by_split
     }
-    bounds = {
-        method: {named(record, metric): found.metrics[metric] for metric in metrics if metric in found.metrics}
-        for method, found in methods.items()
-    }
-    draw_intervals(axes, [named(record, metric) for metric in metrics], bounds)
+    rows = [len(metrics) for metrics in panels]
+    height = 0.4 + 0.5 * len(panels) + 0.4 * sum(rows) + 0.2 * math.ceil(len(methods) / 2)
+    with stacked(5.2, height, rows) as (figure, axes):
+        for metrics, place in zip(panels, axes, strict=True):
+            bounds = {
+                method: {named(record, metric): found.metrics[metric] for metric in metrics if metric in found.metrics}
+                for method, found in methods.items()
+            }
+            draw_intervals(place, [named(record, metric) for metric in metrics], bounds)
+            if len(panels) > 1:
+                place.set_xlabel("from 0 to 100" if metrics[0] in HUNDREDS else "fraction of 1")
+        draw_legend(figure)
+        yield figure
 
 
 def _table(record: RunRecord, split: str) -> Table:

@@ -6,8 +6,10 @@ Averaging. For labels, `f1`, `precision` and `recall` are macro averages over al
 the share of rows with every label right. `roc_auc` is the mean of the one-against-rest areas of those labels that have
 rows on both sides; of two exclusive labels it is the area of the second. `matthews` is 0 where one side is constant.
 
-Entities are counted strictly in IOB2, type and both ends; `f1`, `precision` and `recall` are micro averages over them,
-`f1_macro` the mean over types, `accuracy` that of tokens. For plain tags everything is over tokens, macro over tags.
+Entities are counted strictly in IOB2, type and both ends, after a predicted I- that cannot go on with an entity became
+a B-, as transformers' pipeline groups words: `f1` is seqeval's default on the raw tags. `f1`, `precision` and `recall`
+are micro averages over entities, `f1_macro` the mean over types, `accuracy` that of tokens. For plain tags everything
+is over tokens, macro over tags.
 
 Answers follow the official scoring of SQuAD 2.0, as fractions of 1. Of generated texts, ROUGE is the mean F-measure of
 rouge_score with Porter stemming, BLEU and chrF are sacreBLEU's corpus scores with its defaults, all from 0 to 100;

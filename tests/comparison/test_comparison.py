@@ -135,6 +135,20 @@ def test_entities_are_compared_by_entity_f1(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("gold", "said"),
+    [
+        (["I-PER", "I-PER", "O", "I-LOC"], ["I-PER", "I-PER", "O", "O"]),  # IO, or an I- that continues nothing
+        (["B-PER", "E-PER", "O", "S-LOC"], ["B-PER", "E-PER", "O", "O"]),
+    ],
+)
+def test_tags_of_another_framework_are_read_as_evaluation_reads_them(tmp_path, gold, said):
+    ours = labelled(tmp_path / "ours.jsonl", [["B-PER", "I-PER", "O", "B-LOC"]], [["B-PER", "I-PER", "O", "O"]])
+    found = compare(ours, labelled(tmp_path / "theirs.jsonl", [gold], [said]))
+    assert found.kind == "entities"
+    assert {one.metric: (one.a, one.b) for one in found.metrics}["f1"] == pytest.approx((2 / 3, 2 / 3))
+
+
+@pytest.mark.parametrize(
     ("kind", "gold", "a", "b"),
     [
         ("tags", [["DET", "NOUN", "DET"]] * 8, [["DET", "NOUN", "DET"]] * 8, [["DET", "DET", "DET"]] * 8),
@@ -272,6 +286,20 @@ def test_runs_bring_their_labels_their_metrics_and_their_split(tmp_path):
     assert any("read other texts" in note for note in found.notes)
     with pytest.raises(DataError, match=r"--split: .* has no predictions of 'train'; it has test"):
         compare(a, b, split="train")
+
+
+def test_runs_that_read_inputs_of_another_length_say_so(tmp_path):
+    folders = [run_folder(tmp_path / name, ["a", "b"], ["a", "b"]) for name in "ab"]
+    assert not [note for note in compare(*folders).notes if "tokens" in note]
+    record = RunRecord.read(tmp_path / "b" / "run.json")
+    record.model.max_length = 16
+    record.write(tmp_path / "b" / "run.json")
+    assert not [note for note in compare(*folders).notes if "tokens" in note]  # of a, nothing is known
+    record = RunRecord.read(tmp_path / "a" / "run.json")
+    record.model.max_length = 128
+    record.write(tmp_path / "a" / "run.json")
+    [note] = [note for note in compare(*folders).notes if "tokens" in note]
+    assert note.startswith("inputs were read up to other lengths (128 and 16 tokens)")
 
 
 def seeds(folder: Path, share: float, gold: np.ndarray, count: int, rng: np.random.Generator) -> list[str]:
