@@ -518,7 +518,7 @@ def test_secrets_and_the_machine_are_recorded_nowhere(server, tmp_path, monkeypa
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    monkeypatch.setenv("PYTHONPATH", str(Path(tracking.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(tracking.__file__).parents[2]))
     runs = tmp_path / "runs"
     done = subprocess.run(
         [sys.executable, "-W", "error", "canaryprogram.py", str(runs), "--password", "canaryargv6666"],
