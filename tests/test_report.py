@@ -17,7 +17,7 @@ from finetune import report, run
 from finetune.events import Events
 from finetune.publish import allowed
 from finetune.record import Analysis, Audit, AuditFinding, Best, Efficiency, Quantiles, Shift, SplitAudit
-from finetune.record.analysis import Bin, Calibration, Check, Confusion, Slice, Suspect, WorstRow
+from finetune.record.analysis import Bin, Calibration, Check, Confusion, Example, Slice, Suspect, WorstRow
 from finetune.report.curves import Series, read_curves, thinned, throughput
 from finetune.report.page import render_page
 from finetune.report.results import draw_results
@@ -82,7 +82,14 @@ def analysis(labels, words="a text"):
         measures={"length_ratio": sure},
         worst=[WorstRow(id=name, loss=2.5) for name in labels],
         suspects=[Suspect(id=labels[0], gold=labels[0], likely=labels[-1], gold_score=0.1, likely_score=0.8)],
-        behaviour=[Check(name=words, n=9, changed=sure)],
+        behaviour=[
+            Check(
+                name=words,
+                n=9,
+                changed=sure,
+                examples=[Example(id=label, words=[words, label], before=label, after=labels[-1]) for label in labels],
+            )
+        ],
     )
 
 
@@ -274,6 +281,11 @@ def test_an_evaluation_tells_its_cost_and_what_to_be_warned_of(tmp_path):
         assert said in text, said
     assert "exported weights" not in text
     assert "exported weights" in page(tmp_path)
+
+
+def test_behaviour_checks_bring_their_examples(tmp_path):
+    text = " ".join(Elements(page(tmp_path, analysis={"test": analysis(["neg", "pos"], "actress")})).text.split())
+    assert "check id put in before after actress neg actress, neg neg pos" in text
 
 
 def test_the_chart_of_results_has_metrics_of_both_scales(tmp_path):
