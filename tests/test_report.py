@@ -16,8 +16,8 @@ import finetune
 from finetune import report, run
 from finetune.events import Events
 from finetune.publish import allowed
-from finetune.record import Analysis, Audit, AuditFinding, Best, Quantiles, Shift, SplitAudit
-from finetune.record.analysis import Bin, Calibration, Check, Confusion, Slice, Suspect, WorstRow
+from finetune.record import Analysis, Audit, AuditFinding, Best, Efficiency, Quantiles, Shift, SplitAudit
+from finetune.record.analysis import Bin, Calibration, Check, Confusion, Example, Slice, Suspect, WorstRow
 from finetune.report.curves import Series, read_curves, thinned, throughput
 from finetune.report.page import render_page
 from finetune.report.results import draw_results
@@ -82,7 +82,14 @@ def analysis(labels, words="a text"):
         measures={"length_ratio": sure},
         worst=[WorstRow(id=name, loss=2.5) for name in labels],
         suspects=[Suspect(id=labels[0], gold=labels[0], likely=labels[-1], gold_score=0.1, likely_score=0.8)],
-        behaviour=[Check(name=words, n=9, changed=sure)],
+        behaviour=[
+            Check(
+                name=words,
+                n=9,
+                changed=sure,
+                examples=[Example(id=label, words=[words, label], before=label, after=labels[-1]) for label in labels],
+            )
+        ],
     )
 
 
@@ -255,6 +262,32 @@ def test_an_interval_of_none_and_an_undefined_metric(tmp_path):
     assert "undefined" in text
 
 
+def test_an_evaluation_tells_its_cost_and_what_to_be_warned_of(tmp_path):
+    cost = Efficiency(
+        parameters=22_700_000,
+        size_bytes=90_900_000,
+        rows_per_second=26.7,
+        latency_rows=50,
+        latency_p50_seconds=0.0661,
+        latency_p95_seconds=0.0903,
+        first_token_p50_seconds=0.021,
+        per_token_p50_seconds=0.0063,
+        peak_memory_bytes=758_000_000,
+        threads=2,
+    )
+    fields = {"training": None, "best": None, "efficiency": cost, "warnings": ["accuracy is 0.281, below <b>"]}
+    text = " ".join(Elements(page(tmp_path, **fields)).text.split())
+    for said in ("66.1 ms", "90.3 ms", "21.0 ms", "6.3 ms", "26.7 rows/s", "accuracy is 0.281, below <b>"):
+        assert said in text, said
+    assert "exported weights" not in text
+    assert "exported weights" in page(tmp_path)
+
+
+def test_behaviour_checks_bring_their_examples(tmp_path):
+    text = " ".join(Elements(page(tmp_path, analysis={"test": analysis(["neg", "pos"], "actress")})).text.split())
+    assert "check id put in before after actress neg actress, neg neg pos" in text
+
+
 def test_the_chart_of_results_has_metrics_of_both_scales(tmp_path):
     scores = card_facts.results(3, exact_match=(0.16, 0.15, 0.17), bleu=(59.2, 58.3, 60.1), chrf=(75.1, 74.2, 76.0))
     copied = card_facts.results(3, exact_match=(0.0, 0.0, 0.0), bleu=(57.7, 56.8, 58.6))
@@ -264,6 +297,9 @@ def test_the_chart_of_results_has_metrics_of_both_scales(tmp_path):
     with draw_results(card_facts.record(**fields), "test") as figure:
         spans = [axes.get_xlim() for axes in figure.axes]
     assert [high < 1.0 for _, high in spans] == [True, False]
+    nothing = {"results": {"test": card_facts.results(3, exact_match=(0.0, 0.0, 0.0))}, "baselines": {}}
+    with draw_results(card_facts.record(**nothing), "test") as figure:
+        assert figure.axes[0].get_xlim() == (0, 1)
 
 
 # ------------------------------------------------------------------------------------------------------------- curves

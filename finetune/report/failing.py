@@ -131,6 +131,14 @@ def _behaviour(analysis: Analysis) -> Iterator[Block]:
         ]
         caption = "Behaviour: changes of the text that should not matter, and pairs of the user's own"
         yield Table(caption, ["check", "rows", "measured", "value"], rows, right=(1, 3))
+    examples = [
+        [check.name, one.id, ", ".join(one.words) or "–", one.before or "–", one.after or "–"]
+        for check in analysis.behaviour
+        for one in check.examples
+    ]
+    if examples:
+        header = ["check", "id", "put in", "before", "after"]
+        yield Table("Rows whose prediction changed, for example", header, examples, mono=(1,))
 
 
 # -------------------------------------------------------------------------------------------------------- hard rows

@@ -109,6 +109,7 @@ def results(record: RunRecord) -> Section:
         section.blocks.append(Note("Not evaluated."))
         return section
     section.blocks.append(Note(_reading(record)))
+    section.blocks += [Note(f"Warning: {text}") for text in record.warnings]
     drawn = drawn_split(record)
     charts = [_chart(record, drawn)] if drawn is not None else []
     section.blocks.append(Beside([*charts, *(_table(record, split) for split in splits(record))]))
@@ -118,8 +119,9 @@ def results(record: RunRecord) -> Section:
 
 
 def _reading(record: RunRecord) -> str:
+    weights = "exported weights" if record.efficiency is None else "checkpoint's weights"  # an evaluation exports none
     said = (
-        "Measured on the exported weights in 32-bit arithmetic. Intervals are 95 % bootstrap intervals over rows: how"
+        f"Measured on the {weights} in 32-bit arithmetic. Intervals are 95 % bootstrap intervals over rows: how"
         " far another sample of such rows could move the value, not what another seed would give."
     )
     if record.best is not None:
@@ -168,6 +170,8 @@ def draw_results(record: RunRecord, split: str) -> Iterator[Figure]:
                 for method, found in methods.items()
             }
             draw_intervals(place, [named(record, metric) for metric in metrics], bounds)
+            if place.dataLim.width == 0 and place.dataLim.x0 >= 0:  # nothing to set a scale by
+                place.set_xlim(0, 100 if metrics[0] in HUNDREDS else 1)
             if len(panels) > 1:
                 place.set_xlabel("from 0 to 100" if metrics[0] in HUNDREDS else "fraction of 1")
         draw_legend(figure)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from finetune.card.figures import amount, count, duration, share, size
-from finetune.record import RunRecord
+from finetune.record import Efficiency, RunRecord
 from finetune.report.blocks import Beside, Chart, Facts, Note, Section, Table
 from finetune.report.charts import draw_curves
 from finetune.report.curves import Series, throughput
@@ -62,8 +62,10 @@ def _legend(record: RunRecord) -> str:
 
 
 def speed(record: RunRecord, found: Curves) -> Section:
-    """Time, tokens, padding, memory, what `auto` decided."""
+    """Time, tokens, padding, memory, what `auto` decided; of an evaluation, what it takes to run the model."""
     section, training = Section("speed", "Speed"), record.training
+    if record.efficiency is not None:
+        section.blocks.append(_efficiency(record.efficiency, record.hardware))
     if training is None:
         return section
     rate = throughput(found)
@@ -90,6 +92,28 @@ def speed(record: RunRecord, found: Curves) -> Section:
         )
     )
     return section
+
+
+def _efficiency(found: Efficiency, hardware: Mapping[str, Any]) -> Facts:
+    many = f"{count(found.latency_rows)} row{'s' * (found.latency_rows != 1)}, one at a time, from text to output"
+    latency = f"{_milliseconds(found.latency_p50_seconds)}, p95 {_milliseconds(found.latency_p95_seconds)} ({many})"
+    return Facts(
+        [
+            ("in batches", f"{found.rows_per_second:,.1f} rows/s"),
+            ("latency, median", latency),
+            ("first token, median", _optional(_milliseconds, found.first_token_p50_seconds)),
+            ("each token after it, median", _optional(_milliseconds, found.per_token_p50_seconds)),
+            ("peak memory", size(found.peak_memory_bytes)),
+            ("parameters", count(found.parameters)),
+            ("weights on disk", size(found.size_bytes)),
+            ("precision", f"fp32, {found.threads} thread{'s' * (found.threads != 1)}"),
+            ("hardware", _hardware(hardware)),
+        ]
+    )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms"
 
 
 def _optional(shown: Any, value: float | None, unit: str = "") -> str | None:
