@@ -196,7 +196,9 @@ def _baselines(task: Task, predictions: Predictions, rows: Rows) -> dict[str, di
     """What needs no training rows: always the most frequent gold answer, or the head's own trivial methods."""
     constant = task.constant(predictions)
     if constant is None:
-        return task.baselines({rows.split: rows})
+        evaluated = "evaluated"  # not `train`, whose rows the methods would learn from, and are not scored on
+        scored = task.baselines({evaluated: rows})
+        return {method: {rows.split: found[evaluated]} for method, found in scored.items() if evaluated in found}
     results = SplitResults(n=len(rows), metrics=task.score(constant[1]))
     return {f"always {constant[0]}": {rows.split: results}}
 

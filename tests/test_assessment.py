@@ -285,6 +285,15 @@ def test_generated_tokens_are_timed(tmp_path):
     assert 0 < found.per_token_p50_seconds < found.latency_p50_seconds
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_any_split_is_scored_beside_what_needs_no_training(tmp_path, split):
+    folder = seq2seq_material.save_family(tmp_path / "t5", "t5")
+    path = seq2seq_material.write_recipe(tmp_path, folder, rows=(4, 4, 6))
+    record = assessment.evaluate(finetune.load_recipe(path, ["train=null"]), str(folder), split=split)
+    assert record.results.keys() == {split}
+    assert record.baselines["copy_of_the_source"][split].n == 4
+
+
 PROGRAM = """
 import socket, sys
 

@@ -299,7 +299,7 @@ def test_the_chart_of_results_has_metrics_of_both_scales(tmp_path):
     assert [high < 1.0 for _, high in spans] == [True, False]
     nothing = {"results": {"test": card_facts.results(3, exact_match=(0.0, 0.0, 0.0))}, "baselines": {}}
     with draw_results(card_facts.record(**nothing), "test") as figure:
-        assert figure.axes[0].get_xlim() == (0, 1)
+        assert figure.axes[0].get_xlim() == (-0.05, 1)
 
 
 # ------------------------------------------------------------------------------------------------------------- curves

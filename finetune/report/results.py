@@ -171,7 +171,8 @@ def draw_results(record: RunRecord, split: str) -> Iterator[Figure]:
             }
             draw_intervals(place, [named(record, metric) for metric in metrics], bounds)
             if place.dataLim.width == 0 and place.dataLim.x0 >= 0:  # nothing to set a scale by
-                place.set_xlim(0, 100 if metrics[0] in HUNDREDS else 1)
+                whole = 100 if metrics[0] in HUNDREDS else 1
+                place.set_xlim(-0.05 * whole, whole)  # a dot at 0 is whole
             if len(panels) > 1:
                 place.set_xlabel("from 0 to 100" if metrics[0] in HUNDREDS else "fraction of 1")
         draw_legend(figure)
