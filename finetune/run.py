@@ -293,7 +293,7 @@ def _describe(job: Job, ready: Prepared, loaded: model.Loaded) -> None:
         checkpoint=ready.checkpoint.name,
         revision=ready.checkpoint.revision,
         architecture=type(loaded.model).__name__,
-        parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        parameters=loaded.num_parameters,
         pipeline=ready.task.pipeline,
         problem=ready.task.problem,
         labels=ready.task.labels,
