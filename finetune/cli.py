@@ -26,11 +26,13 @@ app = typer.Typer(
     help="Fine-tune a transformer from one recipe, evaluate it, publish it for transformers.pipeline.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 recipes_app = typer.Typer(help="The recipes that ship with this package.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
+
+EXAMPLE = "\b\nExample: "  # \b: no line of the paragraph is wrapped
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")]
 Overrides = Annotated[
@@ -97,9 +99,9 @@ def _complain(error: FinetuneError) -> None:
 # -------------------------------------------------------------------------------------------- commands
 
 
-@app.command(epilog="Example: `finetune check recipes/quickstart/quickstart.yaml train.epochs=1`")
+@app.command(epilog=EXAMPLE + "finetune check recipes/quickstart/quickstart.yaml train.epochs=1")
 def check(recipe: RecipePath, overrides: Overrides = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
-    """Find everything that can be found wrong before training, and audit the rows; train nothing."""
+    """Find what can be found wrong before training. Audits the rows, too; trains nothing."""
     from finetune.recipe import load
 
     loaded = load(recipe, overrides or [])
@@ -113,7 +115,7 @@ def check(recipe: RecipePath, overrides: Overrides = None, quiet: Quiet = False,
         print(checked.report)
 
 
-@app.command(epilog="Example: `finetune train recipes/quickstart/quickstart.yaml train.epochs=1`")
+@app.command(epilog=EXAMPLE + "finetune train recipes/quickstart/quickstart.yaml train.epochs=1")
 def train(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -123,7 +125,7 @@ def train(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune, evaluate, export; push when the recipe has hub.repo_id. The same command continues a stopped run."""
+    """Fine-tune, evaluate, export, push. Pushes where hub.repo_id is set; continues a stopped run."""
     from finetune.recipe import load
 
     loaded = load(recipe, overrides or [])
@@ -138,7 +140,7 @@ def train(
 
 
 @app.command(
-    epilog="Example: `finetune evaluate recipes/quickstart/quickstart.yaml --checkpoint runs/quickstart/export`"
+    epilog=EXAMPLE + "finetune evaluate recipes/quickstart/quickstart.yaml --checkpoint runs/quickstart/export"
 )
 def evaluate(
     recipe: RecipePath,
@@ -149,7 +151,7 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the record there as well.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Evaluate existing checkpoints on the recipe's data; needs no train block.
+    """Evaluate existing checkpoints on the recipe's data. Needs no train block.
 
     Also measured: latency at batch 1 over at most 50 rows and about 10 s, rows per second, memory, size, energy.
     """
@@ -216,7 +218,7 @@ def _pairs(text: str) -> dict[str, str]:
     return {old.strip(): new.strip() for old, _, new in pairs}
 
 
-@app.command(epilog='Example: `echo \'{"text": "Where is my parcel?"}\' | finetune predict runs/quickstart/export`')
+@app.command(epilog=EXAMPLE + 'echo \'{"text": "Where is my parcel?"}\' | finetune predict runs/quickstart/export')
 def predict(
     model: Annotated[str, typer.Argument(metavar="DIR_OR_ID", help="A folder or a Hub id.")],
     input_file: Annotated[
@@ -224,7 +226,7 @@ def predict(
     ] = "-",
     output_file: Annotated[str, typer.Option("--output", help="JSON lines; - is standard output.")] = "-",
 ) -> None:
-    """Read JSON lines, write them with a `prediction`, made by the pipeline a reader of the model page would call."""
+    """Read JSON lines, write them with a prediction. It comes from the pipeline that the model page names."""
     from finetune import prediction
 
     with _reader(input_file) as source, _writer(output_file) as target:
@@ -232,7 +234,7 @@ def predict(
             target.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-@app.command(epilog="Example: `finetune push runs/quickstart --repo-id me/quickstart --private`")
+@app.command(epilog=EXAMPLE + "finetune push runs/quickstart --repo-id me/quickstart --private")
 def push(
     run_dir: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     repo_id: Annotated[str | None, typer.Option(help="NAMESPACE/NAME; else that of the recipe.")] = None,
@@ -250,7 +252,7 @@ def push(
 
 
 @app.command(
-    epilog="Example: `finetune compare runs/full runs/lora`; seeds: `finetune compare 'runs/full-*' 'runs/lora-*'`"
+    epilog=EXAMPLE + "finetune compare runs/full runs/lora\nseeds:   finetune compare 'runs/full-*' 'runs/lora-*'"
 )
 def compare(
     a: Annotated[
@@ -271,7 +273,7 @@ def compare(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell whether two models differ on the same rows: difference, interval, paired test, rows that changed."""
+    """Tell whether two models differ on the same rows. Difference, interval, paired test, rows that changed."""
     from finetune import comparison
 
     found = comparison.compare(a, b, split=split, metrics=metric or (), kind=kind)
@@ -283,7 +285,7 @@ def compare(
     tables.show_comparison(found)
 
 
-@app.command(epilog="Example: `finetune schema > recipe.schema.json`")
+@app.command(epilog=EXAMPLE + "finetune schema > recipe.schema.json")
 def schema() -> None:
     """Print the JSON Schema of a recipe, for editors."""
     from finetune.recipe import schema as recipe_schema
@@ -291,7 +293,7 @@ def schema() -> None:
     print(json.dumps(recipe_schema(), indent=2))
 
 
-@recipes_app.command("list", epilog="Example: `finetune recipes list`")
+@recipes_app.command("list", epilog=EXAMPLE + "finetune recipes list")
 def recipes_list() -> None:
     """List the shipped recipes."""
     from finetune import shipped
@@ -300,7 +302,7 @@ def recipes_list() -> None:
         print(f"{name:45} {summary}")
 
 
-@recipes_app.command("show", epilog="Example: `finetune recipes show quickstart/quickstart`")
+@recipes_app.command("show", epilog=EXAMPLE + "finetune recipes show quickstart/quickstart")
 def recipes_show(name: Annotated[str, typer.Argument(help="As `recipes list` prints it.")]) -> None:
     """Print one recipe."""
     from finetune import shipped
@@ -308,12 +310,12 @@ def recipes_show(name: Annotated[str, typer.Argument(help="As `recipes list` pri
     print(shipped.find(name).read_text(encoding="utf-8"), end="")
 
 
-@recipes_app.command("copy", epilog="Example: `finetune recipes copy quickstart/quickstart my-recipes`")
+@recipes_app.command("copy", epilog=EXAMPLE + "finetune recipes copy quickstart/quickstart my-recipes")
 def recipes_copy(
     name: Annotated[str, typer.Argument(help="As `recipes list` prints it.")],
     dest: Annotated[Path, typer.Argument(help="A folder; made when missing.")],
 ) -> None:
-    """Copy one recipe, with the data it ships with, into a folder of your own."""
+    """Copy one recipe and its data into a folder of your own."""
     from finetune import shipped
 
     for path in shipped.copy(name, dest):

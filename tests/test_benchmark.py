@@ -55,7 +55,7 @@ def test_a_recipe_of_the_benchmark_loads(task, tmp_path):
     recipe = finetune.load_recipe(path)
     assert recipe.task == task
     assert recipe.train.seed == 3
-    assert recipe.train.precision == "bf16"
+    assert recipe.train.precision == "auto"
     assert (recipe.model.lora is not None) == way.lora
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune import hardware
 from scripts.bench import tasks
 
 
@@ -20,7 +21,7 @@ from scripts.bench import tasks
 class Arm:
     """One way to train; grouped and padded are for the Trainer."""
 
-    precision: str = "bf16"
+    precision: str = "auto"
     grouped: bool = False
     padded: bool = False
     lora: bool = False
@@ -29,18 +30,23 @@ class Arm:
 ARMS = {
     "ours": Arm(),
     "trainer": Arm(precision="fp32"),
-    "trainer-bf16": Arm(),
-    "trainer-bf16-grouped": Arm(grouped=True),
-    "trainer-bf16-padded": Arm(padded=True),
+    "trainer-grouped": Arm(precision="fp32", grouped=True),
+    "trainer-padded": Arm(precision="fp32", padded=True),
+    "trainer-bf16": Arm(precision="bf16"),
+    "trainer-bf16-grouped": Arm(precision="bf16", grouped=True),
+    "trainer-bf16-padded": Arm(precision="bf16", padded=True),
     "ours-fp32": Arm(precision="fp32"),
     "ours-lora": Arm(lora=True),
 }
-DEFAULT_ARMS = list(ARMS)[:5]
+IN_BF16 = ["ours", "trainer", "trainer-bf16", "trainer-bf16-grouped", "trainer-bf16-padded"]
+IN_FP32 = ["ours", "trainer", "trainer-grouped", "trainer-padded"]
 
 
 def main() -> None:
     """Read the arguments; one child process for each task, seed and arm."""
     options = _options()
+    if options.arms is None:
+        options.arms = IN_BF16 if _has_bf16() else IN_FP32
     if options.one:
         _one(options)
         return
@@ -66,11 +72,19 @@ def main() -> None:
     print(render(results))
 
 
+def _has_bf16() -> bool:
+    """Whether this machine computes in bf16 faster than in fp32, by its instructions."""
+    import torch
+
+    return torch.cuda.is_available() or bool(torch.cpu._is_avx512_bf16_supported())
+
+
 def _overhead(task: str, options: argparse.Namespace) -> dict[str, Any]:
     from scripts.bench import overhead
 
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
-        settings = {"checkpoint": options.checkpoint, "seed": options.seeds[0], "precision": "bf16", "lora": False}
+        precision = "bf16" if _has_bf16() else "fp32"
+        settings = {"checkpoint": options.checkpoint, "seed": options.seeds[0], "precision": precision, "lora": False}
         return overhead.measure(tasks.write_recipe(task, options.data, Path(name), **settings))
 
 
@@ -79,12 +93,12 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/benchmark",
         description=__doc__,
-        epilog=f"--data is a folder with {files}; only those of --tasks are read. Arms that are not run by default:"
-        " ours-fp32, ours-lora. Without --data the table of --out is printed.",
+        epilog=f"--data is a folder with {files}; only those of --tasks are read. Without --arms: {' '.join(IN_BF16)};"
+        f" where there are no bf16 instructions {' '.join(IN_FP32)}. Without --data the table of --out is printed.",
     )
     parser.add_argument("--data", type=Path, help="folder with the data sets")
     parser.add_argument("--tasks", nargs="+", choices=tasks.RECIPES, default=["sequence"])
-    parser.add_argument("--arms", nargs="*", choices=ARMS, default=DEFAULT_ARMS, help="in turn, for each seed; or none")
+    parser.add_argument("--arms", nargs="*", choices=ARMS, help="in turn, for each seed; or none")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--checkpoint", default=tasks.CHECKPOINT, help="encoder: Hub id, folder or package://…")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="runs are added to this file")
@@ -133,8 +147,6 @@ def _one(options: argparse.Namespace) -> None:
     settings = {"checkpoint": options.checkpoint, "seed": seed, "precision": way.precision, "lora": way.lora}
     path = tasks.write_recipe(task, options.data, folder, **settings)
     figures = _figures(arm, path)
-    from finetune import hardware
-
     about = {"task": task, "arm": arm, "seed": seed}
     moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     machine = {"machine": hardware.describe(), "versions": hardware.versions(), "ended": moment}
