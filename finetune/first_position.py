@@ -15,13 +15,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from finetune.attention import NAME
+from finetune.unpadded import BERT_LIKE
 
 __all__ = ["install_first_position"]
 
-IN_BERT_STYLE = frozenset(
-    f"{name}ForSequenceClassification"
-    for name in ("Bert", "Camembert", "Data2VecText", "Electra", "Ernie", "Roberta", "XLMRoberta")
-)
+IN_BERT_STYLE = frozenset(f"{name}ForSequenceClassification" for name in BERT_LIKE)
 IN_DISTILBERT_STYLE = frozenset({"DistilBertForSequenceClassification"})
 KNOWN_ATTENTION = ("sdpa", NAME)  # those that take a mask (b, 1, t, s)
 
@@ -54,30 +52,37 @@ def install_first_position(model: nn.Module) -> Callable[[], None]:
 
 
 def _bert_attention(self: Any, states: Tensor, mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, None]:
-    """`BertAttention.forward` for position 0: states (b, n, c) to (b, 1, c)."""
-    inner = self.self
-    found = _attend(inner, (inner.query, inner.key, inner.value), states, mask, **kwargs)
-    return self.output(found, states[:, :1]), None
+    """`BertAttention.forward` for position 0: states (b, n, c) to (b, 1, c), or packed (1, t, c) to (1, b, c)."""
+    inner, first = self.self, _first(states, **kwargs)
+    found = _attend(inner, (inner.query, inner.key, inner.value), first, states, mask, **kwargs)
+    return self.output(found, first), None
 
 
 def _distilbert_block(self: Any, states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-    """`TransformerBlock.forward` for position 0: states (b, n, c) to (b, 1, c)."""
-    inner = self.attention
-    found = _attend(inner, (inner.q_lin, inner.k_lin, inner.v_lin), states, attention_mask, **kwargs)
-    attended = self.sa_layer_norm(inner.out_lin(found) + states[:, :1])
+    """`TransformerBlock.forward` for position 0: states (b, n, c) to (b, 1, c), or packed (1, t, c) to (1, b, c)."""
+    inner, first = self.attention, _first(states, **kwargs)
+    found = _attend(inner, (inner.q_lin, inner.k_lin, inner.v_lin), first, states, attention_mask, **kwargs)
+    attended = self.sa_layer_norm(inner.out_lin(found) + first)
     return self.output_layer_norm(self.ffn(attended) + attended)  # type: ignore[no-any-return]
 
 
-def _attend(inner: Any, linear: tuple[Any, Any, Any], states: Tensor, mask: Tensor | None, **kwargs: Any) -> Tensor:
-    """Attention of position 0 to all: states (b, n, c), mask (b, 1, n, n) or None, to (b, 1, c)."""
+def _first(states: Tensor, packing: Any = None, **kwargs: Any) -> Tensor:
+    """The states of position 0: (b, 1, c), or (1, b, c) of a row that holds all sequences (`finetune.unpadded`)."""
+    del kwargs
+    return states[:, :1] if packing is None else states[:, packing.offsets[:-1]]
+
+
+def _attend(
+    inner: Any, linear: tuple[Any, Any, Any], first: Tensor, states: Tensor, mask: Tensor | None, **kwargs: Any
+) -> Tensor:
+    """Attention of `first` to all: states (b, n, c), mask (b, 1, n, n) or None, to the shape of `first`."""
     kwargs.pop("past_key_values", None)  # None: an encoder keeps no cache
-    inputs = (states[:, :1], states, states)
     query, key, value = (
         project(x).view(*x.shape[:2], -1, inner.attention_head_size).transpose(1, 2)
-        for project, x in zip(linear, inputs, strict=True)
+        for project, x in zip(linear, (first, states, states), strict=True)
     )
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(inner.config._attn_implementation, sdpa_attention_forward)
     mask = None if mask is None else mask[:, :, :1]
     dropout = inner.dropout.p if inner.training else 0.0
     output, _ = attend(inner, query, key, value, mask, dropout=dropout, scaling=inner.scaling, **kwargs)
-    return output.reshape(len(states), 1, -1)  # type: ignore[no-any-return]
+    return output.reshape(first.shape)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What the run runs on: devices, threads, versions, memory; and whether bf16 pays here."""
+"""What the run runs on: devices, threads, versions, memory; and what a step takes here."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from finetune.errors import RecipeError
 __all__ = [
     "be_deterministic",
     "describe",
+    "has_bf16",
     "keep_heap",
     "peak_memory_bytes",
-    "probe_precision",
+    "race",
     "refuse_impossible_precision",
     "reset_peak_memory",
     "seconds_since_start",
@@ -47,7 +48,6 @@ PACKAGES = (
     "scikit-learn",
 )
 PROBE_SECONDS = 1.0
-PAYS = 0.9  # bf16 is chosen where its step takes less than this share of an fp32 step
 
 
 def versions() -> dict[str, str]:
@@ -146,18 +146,28 @@ def refuse_impossible_precision(precision: str, on_cpu: bool) -> None:
         raise RecipeError("train.precision: fp16 needs a GPU; on a CPU use auto, bf16 or fp32")
 
 
-def probe_precision(step: Callable[[str], None]) -> tuple[str, dict[str, float]]:
-    """bf16 or fp32, whichever makes `step(precision)` faster here, and the seconds of each (best of the rounds).
+def has_bf16() -> bool:
+    """Whether the GPU or the CPU has instructions for products in bf16; True where that is not known.
 
-    Takes about a second after one warm-up of each; the two alternate, so that a busy machine slows both alike.
+    An x86 CPU without them computes a step in bf16 several times as slowly as in fp32.
     """
-    best = {"fp32": float("inf"), "bf16": float("inf")}
-    for precision in best:
-        step(precision)
+    if torch.cuda.is_available() or platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def race(steps: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Seconds that each of some ways to make the same step takes here, best of the rounds.
+
+    Takes about a second after one warm-up of each; they alternate, so that a busy machine slows all alike.
+    """
+    for step in steps.values():
+        step()
+    best = dict.fromkeys(steps, float("inf"))
     end = time.perf_counter() + PROBE_SECONDS
     while time.perf_counter() < end:
-        for precision in best:
+        for name, step in steps.items():
             started = time.perf_counter()
-            step(precision)
-            best[precision] = min(best[precision], time.perf_counter() - started)
-    return ("bf16" if best["bf16"] < PAYS * best["fp32"] else "fp32"), best
+            step()
+            best[name] = min(best[name], time.perf_counter() - started)
+    return best

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from finetune import batching, optim
+from finetune import batching, optim, unpadded
 from finetune.batching import Plan
 from finetune.checkpoint import Progress, Snapshot
 from finetune.errors import MachineError, NonFiniteError, Preempted
@@ -63,6 +63,7 @@ class Fit:
     save: Callable[[Snapshot], None]
     save_due: Callable[[int], bool]  # asked on the main process after each step
     heart: Heartbeat = field(default_factory=Heartbeat)
+    unpadded: bool = False  # micro-batches hold tokens only; the model takes them (`install_unpadded`)
     restore_model: Callable[[], None] = lambda: None  # undoes what was changed in the model to train it faster
     best: dict[str, torch.Tensor] | None = None
     counts: np.ndarray = field(init=False)
@@ -234,7 +235,10 @@ def _accumulate(run: Fit, rows: np.ndarray) -> torch.Tensor:
 
 
 def _micro_loss(run: Fit, index: np.ndarray) -> torch.Tensor:
-    batch = run.task.collate(run.features, index, run.tokenizer).to(run.accelerator.device)
+    batch = run.task.collate(run.features, index, run.tokenizer)
+    if run.unpadded:
+        batch = Batch(unpadded.pack(batch.inputs), batch.targets)
+    batch = batch.to(run.accelerator.device)
     return run.task.loss(run.model(**batch.inputs), batch)
 
 
@@ -313,6 +317,8 @@ def _ids(run: Fit, rows: np.ndarray) -> list[str]:
 
 def _slots(run: Fit, rows: np.ndarray) -> int:
     """Slots of all micro-batches of a step over all processes, padding included."""
+    if run.unpadded:
+        return int(run.widths[rows].sum())
     world = run.accelerator.num_processes
     pieces = [
         p for r in range(world) for p in batching.share_of_rank(rows, r, world, run.progress.micro_rows) if len(p)

@@ -28,6 +28,7 @@ from finetune.record import Emissions, ModelFacts, RunRecord, Tracker
 from finetune.session import agree_on, build_accelerator, choose, make_plan
 from finetune.signals import stop_requests
 from finetune.tracking import Tracking
+from finetune.unpadded import install_unpadded
 
 __all__ = ["push", "train"]
 
@@ -332,7 +333,9 @@ def _make_cheaper(net: Any, *, on_cpu: bool) -> Callable[[], None]:
     """Make a step cheaper without changing what is computed; returns the function that restores the model."""
     restore = ExitStack()
     restore.callback(install_first_position(net))
-    if on_cpu:
+    if not on_cpu:  # a CPU has no kernel for sequences of unequal length
+        restore.callback(install_unpadded(net))
+    else:
         hardware.keep_heap()
         restore.callback(attention.install(net))
         if hasattr(net, "peft_config"):
@@ -352,7 +355,10 @@ def _choose(job: Job, ready: Prepared, net: Any, carried: dict[str, Any]) -> dic
     job.record.chosen, job.record.precision = chosen, chosen["precision"]
     assert job.record.model is not None
     job.record.model.trainable_parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    job.events.message(f"precision {chosen['precision']}, micro-batches of at most {chosen['micro_batch_size']} rows")
+    padding = " without padding" if chosen.get("unpadded") else ""
+    job.events.message(
+        f"precision {chosen['precision']}, micro-batches of at most {chosen['micro_batch_size']} rows{padding}"
+    )
     return chosen
 
 
@@ -391,6 +397,7 @@ def _fit(
         log=callbacks.log,
         save=callbacks.save,
         save_due=callbacks.schedule(settings.save_every, net),
+        unpadded=bool(chosen.get("unpadded")),
     )
     callbacks.fit, callbacks.select_on = fit, select_on
     if saved is not None:

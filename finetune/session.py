@@ -12,16 +12,19 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
-from finetune import hardware
+from finetune import hardware, unpadded
 from finetune.batching import Plan
 from finetune.errors import RecipeError
 from finetune.features import Features
 from finetune.recipe import TrainBlock
-from finetune.tasks.base import Task
+from finetune.tasks.base import Batch, Task
 
 __all__ = ["SaveSchedule", "agree_on", "build_accelerator", "choose", "make_plan"]
 
 MICRO_SLOTS = 32_768  # a micro-batch holds at most this many slots unless the recipe says otherwise
+PAYS = 0.9  # a cheaper way to make a step is taken where it needs less than this share of the time
+KERNEL_ERROR = 0.05  # relative: above the rounding of half precision, below attention to the wrong tokens
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHARE_FOR_SAVING = 0.01
 LONGEST_GAP_SECONDS = 600.0
 DISK_BYTES_PER_SECOND = 300e6  # a guess until the first save has been timed
@@ -51,14 +54,22 @@ def make_plan(task: Task, features: Features, settings: TrainBlock) -> Plan:
 def choose(
     settings: TrainBlock, plan: Plan, net: Any, task: Task, features: Features, tokenizer: Any, state: PartialState
 ) -> dict[str, Any]:
-    """What `auto` decides: precision and rows of a micro-batch, measured on the main process, the same on all."""
+    """What `auto` decides, measured on the main process, the same on all: precision, rows of a micro-batch, padding."""
     hardware.refuse_impossible_precision(settings.precision, state.device.type == "cpu")
     threads = hardware.threads_for(state.num_processes if state.device.type == "cpu" else 1)
     torch.set_num_threads(threads)
     rows = _micro_rows(settings, plan, state.num_processes)
     chosen: dict[str, Any] = {"precision": settings.precision, "micro_batch_size": rows, "threads": threads}
-    if settings.precision == "auto" and state.is_main_process:
-        chosen |= _probe(net, task, features, tokenizer, rows, state.device)
+    chosen["unpadded"] = False
+    # The kernel for sequences of unequal length adds gradients up in no fixed order; torch cannot recompute its inputs.
+    may_unpad = unpadded.can_unpad(net) and not settings.deterministic and not settings.gradient_checkpointing
+    if state.is_main_process and (may_unpad or settings.precision == "auto"):
+        net.to(state.device).train()
+        batch = _typical_batch(task, features, tokenizer, rows)
+        if settings.precision == "auto":
+            chosen |= _probe_precision(net, task, batch, state.device)
+        if may_unpad:
+            chosen |= _probe_unpadded(net, task, batch, state.device, chosen["precision"])
     return dict(agree_on(chosen, state))
 
 
@@ -70,24 +81,54 @@ def _micro_rows(settings: TrainBlock, plan: Plan, processes: int) -> int:
     return max(1, rows if settings.batch_size is None else min(rows, -(-settings.batch_size // processes)))
 
 
-def _probe(
-    net: Any, task: Task, features: Features, tokenizer: Any, micro_rows: int, device: torch.device
-) -> dict[str, Any]:
-    """Time one micro-batch of typical length forward and backward in fp32 and bf16."""
+def _typical_batch(task: Task, features: Features, tokenizer: Any, micro_rows: int) -> Batch:
+    """One micro-batch of typical length, on the CPU."""
     typical = np.argsort(features.lengths, kind="stable")[len(features) // 2 :][:micro_rows]
-    batch = task.collate(features, typical, tokenizer).to(device)
-    net.to(device).train()
+    return task.collate(features, typical, tokenizer)
 
-    def step(precision: str) -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+
+def _step(net: Any, task: Task, batch: Batch, precision: str) -> Callable[[], None]:
+    """Forward and backward of a batch, waited for."""
+    device = next(net.parameters()).device
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32"):
             loss = task.loss(net(**batch.inputs), batch)
         torch.autograd.backward(loss)
         net.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    precision, seconds = hardware.probe_precision(step)
+    return step
+
+
+def _probe_precision(net: Any, task: Task, batch: Batch, device: torch.device) -> dict[str, Any]:
+    """fp32, or bf16 where it pays."""
+    if not hardware.has_bf16():
+        return {"precision": "fp32"}
+    there = batch.to(device)
+    seconds = hardware.race({precision: _step(net, task, there, precision) for precision in ("fp32", "bf16")})
+    precision = "bf16" if seconds["bf16"] < PAYS * seconds["fp32"] else "fp32"
     return {"precision": precision, "probe_seconds": {name: round(value, 5) for name, value in seconds.items()}}
+
+
+def _probe_unpadded(net: Any, task: Task, batch: Batch, device: torch.device, precision: str) -> dict[str, Any]:
+    """Whether micro-batches go without padding: where attention stays the same, and the step is faster.
+
+    The batch is one that padding costs nothing in; others gain more.
+    """
+    padded, packed = batch.to(device), Batch(unpadded.pack(batch.inputs), batch.targets).to(device)
+    try:
+        error = unpadded.kernel_error(net, packed.inputs, DTYPES[precision])
+        if error > KERNEL_ERROR:
+            return {"unpadded": False, "unpadded_refused": f"attention differs by {error:.1%}"}
+        steps = {name: _step(net, task, each, precision) for name, each in (("padded", padded), ("unpadded", packed))}
+        seconds = hardware.race(steps)
+    except RuntimeError as error:  # no kernel for this device, shape or precision
+        net.zero_grad(set_to_none=True)
+        return {"unpadded": False, "unpadded_refused": str(error).splitlines()[0]}
+    found = {name: round(value, 5) for name, value in seconds.items()}
+    return {"unpadded": seconds["unpadded"] < PAYS * seconds["padded"], "unpadded_probe_seconds": found}
 
 
 def build_accelerator(precision: str) -> Accelerator:

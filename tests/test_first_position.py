@@ -37,7 +37,8 @@ ANOTHER_MAKE = {"albert": SMALL, "deberta-v2": SMALL, "mpnet": SMALL}
 
 def make(kind, auto=transformers.AutoModelForSequenceClassification, **settings):
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, pad_token_id=1, num_labels=3, **settings)
+    labels = 2 if auto is transformers.AutoModelForQuestionAnswering else 3
+    config = transformers.AutoConfig.for_model(kind, pad_token_id=1, num_labels=labels, **settings)
     model = auto.from_config(config)
     for part in model.modules():
         if isinstance(part, nn.Dropout):

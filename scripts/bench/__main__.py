@@ -46,7 +46,7 @@ def main() -> None:
     """Read the arguments; one child process for each task, seed and arm."""
     options = _options()
     if options.arms is None:
-        options.arms = IN_BF16 if _has_bf16() else IN_FP32
+        options.arms = IN_BF16 if hardware.has_bf16() else IN_FP32
     if options.one:
         _one(options)
         return
@@ -72,18 +72,11 @@ def main() -> None:
     print(render(results))
 
 
-def _has_bf16() -> bool:
-    """Whether this machine computes in bf16 faster than in fp32, by its instructions."""
-    import torch
-
-    return torch.cuda.is_available() or bool(torch.cpu._is_avx512_bf16_supported())
-
-
 def _overhead(task: str, options: argparse.Namespace) -> dict[str, Any]:
     from scripts.bench import overhead
 
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
-        precision = "bf16" if _has_bf16() else "fp32"
+        precision = "bf16" if hardware.has_bf16() else "fp32"
         settings = {"checkpoint": options.checkpoint, "seed": options.seeds[0], "precision": precision, "lora": False}
         return overhead.measure(tasks.write_recipe(task, options.data, Path(name), **settings))
 
