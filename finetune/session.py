@@ -60,7 +60,6 @@ def choose(
     torch.set_num_threads(threads)
     rows = _micro_rows(settings, plan, state.num_processes)
     chosen: dict[str, Any] = {"precision": settings.precision, "micro_batch_size": rows, "threads": threads}
-    chosen["unpadded"] = False
     # The kernel for sequences of unequal length adds gradients up in no fixed order; torch cannot recompute its inputs.
     may_unpad = unpadded.can_unpad(net) and not settings.deterministic and not settings.gradient_checkpointing
     if state.is_main_process and (may_unpad or settings.precision == "auto"):

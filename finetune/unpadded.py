@@ -35,6 +35,10 @@ class Packing:
     longest: int
     shortest: int
 
+    def pin_memory(self) -> Packing:
+        """The same in memory that is copied to a GPU without waiting."""
+        return Packing(self.index.pin_memory(), self.offsets.pin_memory(), self.longest, self.shortest)
+
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Packing:
         """The same on `device`."""
         index, offsets = (x.to(device, non_blocking=non_blocking) for x in (self.index, self.offsets))

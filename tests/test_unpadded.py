@@ -9,11 +9,13 @@ import peft
 import pytest
 import torch
 import transformers
+from accelerate import PartialState
 from test_first_position import ANOTHER_MAKE, KINDS, assert_same, batch, make
 from test_loop import Session, ready, settings  # noqa: F401  (ready is a fixture)
 
 from finetune import hardware, loop, session, unpadded
 from finetune.first_position import install_first_position
+from finetune.model import load_for_training
 from finetune.tasks.base import Batch
 from finetune.unpadded import can_unpad, install_unpadded, kernel_error, pack
 
@@ -162,6 +164,17 @@ def test_padding_is_left_out_where_that_pays(seconds, pays, monkeypatch):
     install_unpadded(model)
     monkeypatch.setattr(hardware, "race", lambda steps: {"padded": 1.0, "unpadded": seconds})
     assert probe(model)["unpadded"] is pays
+
+
+@pytest.mark.parametrize("changes", [{}, {"deterministic": True}, {"gradient_checkpointing": True}])
+def test_what_the_kernel_cannot_do_keeps_the_padding(ready, changes):  # noqa: F811
+    net = load_for_training(ready.checkpoint, ready.config, ready.task, ready.recipe).model
+    install_unpadded(net)
+    wanted, features = settings(ready, precision="fp32", **changes), ready.features["train"]
+    plan = session.make_plan(ready.task, features, wanted)
+    chosen = session.choose(wanted, plan, net, ready.task, features, ready.tokenizer, PartialState(cpu=True))
+    assert ("unpadded" in chosen) == (not changes)
+    assert chosen["precision"] == "fp32"
 
 
 # ------------------------------------------------------------------------------------------------ in the loop

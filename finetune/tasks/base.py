@@ -28,17 +28,22 @@ __all__ = ["Batch", "Case", "Predictions", "Task", "no_text", "refuse_placeholde
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. `inputs` go to the model; `targets` only to the loss. Tensors have the batch axis first."""
+    """One micro-batch. `inputs` go to the model; `targets` only to the loss. Tensors have the batch axis first.
 
-    inputs: dict[str, torch.Tensor]
+    Without padding, `inputs` hold a `finetune.unpadded.Packing` in place of the mask.
+    """
+
+    inputs: dict[str, Any]
     targets: dict[str, torch.Tensor]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`; the copy does not wait when the source is pinned."""
-        return Batch(
-            {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()},
-            {name: tensor.to(device, non_blocking=True) for name, tensor in self.targets.items()},
-        )
+        """The same batch on `device`; to a GPU it goes through pinned memory, and nobody waits for it."""
+
+        def send(tensors: dict[str, Any]) -> dict[str, Any]:
+            pinned = {name: x.pin_memory() for name, x in tensors.items()} if device.type == "cuda" else tensors
+            return {name: x.to(device, non_blocking=True) for name, x in pinned.items()}
+
+        return Batch(send(self.inputs), send(self.targets))
 
 
 @dataclass(frozen=True)
