@@ -63,7 +63,7 @@ class Fit:
     save: Callable[[Snapshot], None]
     save_due: Callable[[int], bool]  # asked on the main process after each step
     heart: Heartbeat = field(default_factory=Heartbeat)
-    unpadded: bool = False  # micro-batches hold tokens only; the model takes them (`install_unpadded`)
+    unpadded: bool = False  # micro-batches hold tokens only, if the model takes them (`install_unpadded`)
     restore_model: Callable[[], None] = lambda: None  # undoes what was changed in the model to train it faster
     best: dict[str, torch.Tensor] | None = None
     counts: np.ndarray = field(init=False)
@@ -80,6 +80,8 @@ class Fit:
         self.widths = self.task.widths(self.features)
         self.warmup = optim.warmup_steps(self.settings.warmup, self.plan.steps)
         self.guard = optim.FiniteGuard(_inner(self.optimizer), self.accelerator.device)
+        # A run may go on where there is no such kernel.
+        self.unpadded = self.unpadded and unpadded.can_unpad(self.accelerator.unwrap_model(self.model))
         self.look_every = LOOK_EVERY.get(self.accelerator.device.type, LOG_EVERY)
 
 

@@ -5,6 +5,8 @@ On a CPU torch computes its nested tensors without the fast kernel: the same int
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import peft
 import pytest
 import torch
@@ -190,6 +192,13 @@ def trained(ready, unpad):  # noqa: F811
     run.fit.unpadded = unpad
     loop.fit(run.fit)
     return run
+
+
+def test_a_run_that_goes_on_where_the_model_cannot_do_without_pads(ready):  # noqa: F811
+    run = Session(ready, settings(ready, micro_batch_size=3))
+    assert not replace(run.fit, unpadded=True).unpadded
+    install_unpadded(run.fit.model)
+    assert replace(run.fit, unpadded=True).unpadded
 
 
 def test_a_run_without_padding_ends_as_one_with_padding(ready):  # noqa: F811
