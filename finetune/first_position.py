@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from finetune.attention import NAME
-from finetune.unpadded import BERT_LIKE
+from finetune.unpadded import BERT_LIKE, base_of
 
 __all__ = ["install_first_position"]
 
@@ -30,8 +30,7 @@ def install_first_position(model: nn.Module) -> Callable[[], None]:
     `model.base_model` then ends in states of shape (b, 1, c). A model whose head may read other positions, or whose
     layers are of another make, is left alone. For full fine-tuning and under LoRA, in training and in evaluation.
     """
-    inside = getattr(model, "get_base_model", None)
-    net: Any = model if inside is None else inside()
+    net = base_of(model)
     kind = type(net).__name__
     if kind not in IN_BERT_STYLE | IN_DISTILBERT_STYLE or net.config._attn_implementation not in KNOWN_ATTENTION:
         return lambda: None

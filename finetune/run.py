@@ -355,10 +355,7 @@ def _choose(job: Job, ready: Prepared, net: Any, carried: dict[str, Any]) -> dic
     job.record.chosen, job.record.precision = chosen, chosen["precision"]
     assert job.record.model is not None
     job.record.model.trainable_parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    padding = " without padding" if chosen.get("unpadded") else ""
-    job.events.message(
-        f"precision {chosen['precision']}, micro-batches of at most {chosen['micro_batch_size']} rows{padding}"
-    )
+    job.events.message(f"precision {chosen['precision']}, micro-batches of at most {chosen['micro_batch_size']} rows")
     return chosen
 
 

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["BERT_LIKE", "Packing", "can_unpad", "install_unpadded", "kernel_error", "pack"]
+__all__ = ["BERT_LIKE", "Packing", "base_of", "can_unpad", "install_unpadded", "kernel_error", "pack"]
 
 NAME = "unpadded"  # of the attention in transformers' registry
 BERT_LIKE = ("Bert", "Camembert", "Data2VecText", "Electra", "Ernie", "Roberta", "XLMRoberta")
@@ -57,7 +57,7 @@ def pack(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name != "attention_mask"} | {"packing": packing}
 
 
-def _net(model: nn.Module) -> Any:
+def base_of(model: nn.Module) -> Any:
     """The model under PEFT's adapters."""
     inside = getattr(model, "get_base_model", None)
     return model if inside is None else inside()
@@ -70,7 +70,7 @@ def _encoder(net: Any) -> Any:
 
 def can_unpad(model: nn.Module) -> bool:
     """Whether the model takes what `pack` gives: `install_unpadded` has been called, and knew its architecture."""
-    return bool(_net(model).config._attn_implementation == NAME)
+    return bool(base_of(model).config._attn_implementation == NAME)
 
 
 def install_unpadded(model: nn.Module) -> Callable[[], None]:
@@ -78,7 +78,7 @@ def install_unpadded(model: nn.Module) -> Callable[[], None]:
 
     A model of another make is left alone. Inputs with a mask are computed as before.
     """
-    net = _net(model)
+    net = base_of(model)
     if type(net).__name__ not in KINDS or net.config._attn_implementation != "sdpa":
         return lambda: None
     AttentionInterface.register(NAME, _attention)
@@ -132,9 +132,11 @@ def _attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     whole = packing.offsets, packing.shortest, packing.longest
-    firsts = torch.arange(len(packing.offsets), device=query.device), 1, 1
-    queries = _jagged(query, *(whole if query.shape[2] == len(packing.index) else firsts))
     keys, values = (_jagged(x, *whole) for x in (key, value))
+    if query.shape[2] == len(packing.index):
+        queries = _jagged(query, *whole)
+    else:
+        queries = _jagged(query, torch.arange(len(packing.offsets), device=query.device), 1, 1)
     output = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=scaling)
     return output.transpose(1, 2).values()[None], None
 
@@ -153,7 +155,7 @@ def kernel_error(model: nn.Module, packed: dict[str, Any], dtype: torch.dtype) -
     packed: what `pack` gave, on the device in question. The largest |difference| / |expected| of the output and of the
     gradients, for the queries of all tokens and for those of first positions. Raises RuntimeError without a kernel.
     """
-    config, packing = _net(model).config, packed["packing"]
+    config, packing = base_of(model).config, packed["packing"]
     rows, width = packed["input_ids"].shape
     heads = config.num_attention_heads
     shape = 3, len(packing.index), heads, config.hidden_size // heads

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune import hardware
 from scripts.bench import tasks
 
 
@@ -46,6 +45,8 @@ def main() -> None:
     """Read the arguments; one child process for each task, seed and arm."""
     options = _options()
     if options.arms is None:
+        from finetune import hardware
+
         options.arms = IN_BF16 if hardware.has_bf16() else IN_FP32
     if options.one:
         _one(options)
@@ -73,6 +74,7 @@ def main() -> None:
 
 
 def _overhead(task: str, options: argparse.Namespace) -> dict[str, Any]:
+    from finetune import hardware
     from scripts.bench import overhead
 
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
@@ -140,6 +142,8 @@ def _one(options: argparse.Namespace) -> None:
     settings = {"checkpoint": options.checkpoint, "seed": seed, "precision": way.precision, "lora": way.lora}
     path = tasks.write_recipe(task, options.data, folder, **settings)
     figures = _figures(arm, path)
+    from finetune import hardware
+
     about = {"task": task, "arm": arm, "seed": seed}
     moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     machine = {"machine": hardware.describe(), "versions": hardware.versions(), "ended": moment}
