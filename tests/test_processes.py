@@ -171,7 +171,7 @@ def have_services_that_hang(rank):
     from finetune.tracking import Tracking
 
     run.Carbon = functools.partial(Carbon, deadline_seconds=1.0)
-    run.Tracking = functools.partial(Tracking, patience_seconds=20.0, finish_seconds=120.0)
+    run.Tracking = functools.partial(Tracking, patience_seconds=2.0, finish_seconds=40.0)
 
 
 def test_services_that_hang_change_nothing(whole, tmp_path, tiny_checkpoint, monkeypatch):
@@ -184,7 +184,7 @@ def test_services_that_hang_change_nothing(whole, tmp_path, tiny_checkpoint, mon
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "c0ffee" * 6 + "babe")
         monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
-        codes, errors = processes.train(path, have_services_that_hang, seconds=250)
+        codes, errors = processes.train(path, have_services_that_hang, seconds=200)
     assert codes == [0, 0], errors
     assert record(path).emissions.kwh is None
     assert record(path).emissions.reason == "CodeCarbon did not start within 1 s"

@@ -147,6 +147,8 @@ class Wandb:
         if problem := wandb_problem():  # wandb would ask on the terminal
             self.warning = f"{problem}; the run goes on offline"
             return
+        import wandb  # noqa: F401  (takes seconds on a busy machine, which are not the server's)
+
         before = self._folders("run")
         watch = threading.Timer(0.95 * self._patience_seconds, self.hurry)
         watch.daemon = True
