@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from finetune import batching, optim, unpadded
 from finetune.batching import Plan
 from finetune.checkpoint import Progress, Snapshot
+from finetune.embedding_gradient import RowGradients
 from finetune.errors import MachineError, NonFiniteError, Preempted
 from finetune.features import Features
 from finetune.heartbeat import Heartbeat
@@ -70,6 +71,7 @@ class Fit:
     widths: np.ndarray = field(init=False)  # tokens of each feature, (n, k)
     warmup: int = field(init=False)
     guard: optim.FiniteGuard = field(init=False)
+    row_gradients: RowGradients = field(init=False, default_factory=RowGradients)
     look_every: int = field(init=False)  # steps
     skips: int = 0  # consecutive, fp16
     proven_slots: int = 0  # of a micro-batch that fits into the memory of every process
@@ -150,10 +152,13 @@ def _optimizer_step(run: Fit, rows: np.ndarray) -> torch.Tensor:
     loss = _gradients(run, rows)
     trainable = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     limit = run.settings.max_grad_norm
-    norm = accelerator.clip_grad_norm_(trainable, float("inf") if limit is None else limit)
+    touched = run.row_gradients.narrow(trainable)
+    norm = accelerator.clip_grad_norm_(touched, float("inf") if limit is None else limit)
     if accelerator.scaler is None:
         run.guard.watch(norm, progress.step)
+    run.row_gradients.widen()
     run.optimizer.step()
+    run.row_gradients.clear()
     run.optimizer.zero_grad(set_to_none=True)
     if accelerator.scaler is not None:
         _watch_scale(run)

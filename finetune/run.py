@@ -16,6 +16,7 @@ from finetune import attention, checkpoint, finish, hardware, heartbeat, loop, l
 from finetune.callbacks import Callbacks
 from finetune.carbon import Carbon
 from finetune.checkpoint import Progress, Snapshot
+from finetune.embedding_gradient import install_row_gradients
 from finetune.errors import FinetuneError, MachineError, OutputError, Preempted, PublishError, RecipeError, StorageError
 from finetune.events import Events
 from finetune.first_position import install_first_position
@@ -214,7 +215,7 @@ def _train(job: Job) -> RunRecord:
     if job.main:
         _claim(job, loaded)
     net = _trainable(job, loaded)
-    restore_model = _make_cheaper(net, on_cpu=job.state.device.type == "cpu")
+    restore_model = _make_cheaper(net, job.state)
     chosen = _choose(job, ready, net, carried)
     tracking = _tracking(job, carried) if job.main else None
     callbacks = Callbacks(job, ready, meter, tracking, chosen)
@@ -329,15 +330,17 @@ def _trainable(job: Job, loaded: model.Loaded) -> Any:
     return net
 
 
-def _make_cheaper(net: Any, *, on_cpu: bool) -> Callable[[], None]:
+def _make_cheaper(net: Any, state: PartialState) -> Callable[[], None]:
     """Make a step cheaper without changing what is computed; returns the function that restores the model."""
     restore = ExitStack()
     restore.callback(install_first_position(net))
-    if not on_cpu:  # a CPU has no kernel for sequences of unequal length
+    if state.device.type != "cpu":  # a CPU has no kernel for sequences of unequal length
         restore.callback(install_unpadded(net))
     else:
         hardware.keep_heap()
         restore.callback(attention.install(net))
+        if state.num_processes == 1:  # processes exchange dense gradients
+            restore.callback(install_row_gradients(net))
         if hasattr(net, "peft_config"):
             restore.callback(lora.install_cheap_adapters(net))
     return restore.close

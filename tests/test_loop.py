@@ -12,8 +12,9 @@ import tiny_run
 import torch
 from accelerate.state import AcceleratorState
 
-from finetune import checkpoint, loop, preparation, session
+from finetune import checkpoint, embedding_gradient, loop, preparation, session
 from finetune.checkpoint import Progress
+from finetune.embedding_gradient import install_row_gradients
 from finetune.errors import MachineError, NonFiniteError, Preempted
 from finetune.events import Events
 from finetune.lora import add_lora
@@ -45,10 +46,12 @@ class Stop(StopFlag):
 class Session:
     """What `run` wires, with everything logged and saved kept in lists."""
 
-    def __init__(self, ready, settings, *, lora=None, stop_after=None, patience=None, values=None):
+    def __init__(self, ready, settings, *, lora=None, stop_after=None, patience=None, values=None, row_gradients=False):
         loaded = load_for_training(ready.checkpoint, ready.config, ready.task, ready.recipe)
         self.head_swap = loaded.head_swap
         net = loaded.model if lora is None else add_lora(loaded.model, loaded.head_swap, lora, settings.seed)
+        if row_gradients:
+            install_row_gradients(net)
         precision = "fp32" if settings.precision == "auto" else settings.precision
         AcceleratorState._reset_state()  # one process builds several, of different precision
         self.accelerator = session.build_accelerator(precision)
@@ -118,18 +121,37 @@ def test_class_weights_divide_by_the_weight_of_the_whole_batch(tmp_path, tiny_ch
         torch.testing.assert_close(cut[name], whole[name], atol=1e-6, rtol=1e-4)
 
 
+@pytest.fixture
+def small_tables_count(monkeypatch):
+    monkeypatch.setattr(embedding_gradient, "SMALLEST", 0)
+
+
+def test_gradients_of_rows_train_the_same_weights(ready, small_tables_count):
+    usual, narrow = Session(ready, settings(ready)), Session(ready, settings(ready), row_gradients=True)
+    loop.fit(usual.fit)
+    loop.fit(narrow.fit)
+    assert narrow.fit.model.get_input_embeddings().sparse
+    found, expected = narrow.weights(), usual.weights()
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("row_gradients", [False, True])
 @pytest.mark.parametrize("micro_rows", [8, 3])
 @pytest.mark.parametrize("stop_after", [0, 4, 7])
-def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(ready, tmp_path, micro_rows, stop_after):
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
+    ready, tmp_path, micro_rows, stop_after, row_gradients, small_tables_count
+):
     wanted = settings(ready, micro_batch_size=micro_rows)
-    whole = Session(ready, wanted)
+    whole = Session(ready, wanted, row_gradients=row_gradients)
     loop.fit(whole.fit)
-    first = Session(ready, wanted, stop_after=stop_after)
+    first = Session(ready, wanted, stop_after=stop_after, row_gradients=row_gradients)
     with pytest.raises(Preempted):
         loop.fit(first.fit)
     checkpoint.save(tmp_path / "checkpoints", first.saved[-1], 2)
     torch.rand(7)  # what else draws random numbers must not matter
-    second = Session(ready, wanted)
+    second = Session(ready, wanted, row_gradients=row_gradients)
     saved, _ = checkpoint.latest(tmp_path / "checkpoints")
     second.fit.progress = saved.progress
     loop.restore(second.fit, saved)
