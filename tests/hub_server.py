@@ -292,8 +292,8 @@ def shard_files(data):
 # -------------------------------------------------------------------------------------------------------------- HTTP
 
 ROUTES = []
-REPO = r"/api/models/(?P<repo>[^/]+/[^/]+)"
-FILES = r"/(?P<repo>[^/]+/[^/]+)"
+REPO = r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)"
+FILES = r"(?:/datasets)?/(?P<repo>[^/]+/[^/]+)"
 
 
 def route(methods, pattern, auth="hub"):
@@ -541,6 +541,12 @@ class Handler(BaseHTTPRequestHandler):
             more = urlencode(self.query | {"cursor": cursor + size})
             headers["Link"] = f'<{self.base}{self.route_path}?{more}>; rel="next"'
         self.reply(200, rows[cursor : cursor + size], headers)
+
+    @route("POST", REPO + r"/paths-info/(?P<revision>[^/]+)")
+    def paths_info(self, repo, revision):
+        files = self.repo(repo).resolve(revision).files
+        asked = parse_qs(self.read_body().decode()).get("paths", [])
+        self.reply(200, [files[path].row(path) for path in asked if path in files])
 
     @route("GET", REPO + r"/discussions")
     def discussions(self, repo):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from hub_server import HubServer
 from row_recipes import make, write
 
 from finetune import data
@@ -202,3 +206,66 @@ def test_without_a_network_the_message_says_what_helps(tmp_path):
     assert answer.stdout.endswith(
         "; without a network, use local files or a set that was downloaded before (HF_HUB_OFFLINE=1)\n"
     )
+
+
+LOAD = """
+import sys
+from finetune import data, recipe
+rows = data.load(recipe.load("recipe.yaml"))["train"]
+print([rows.column("text"), rows.column("label"), rows.class_names, rows.where(0), rows.fingerprint])
+print("datasets" in sys.modules)
+"""
+
+
+def as_parquet(texts):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    buffer = io.BytesIO()
+    Dataset.from_dict({"text": texts, "label": [1] * len(texts)}, features=features).to_parquet(buffer)
+    return buffer.getvalue()
+
+
+def as_csv(texts):
+    return ("text,label\n" + "".join(f"{text},pos\n" for text in texts)).encode()
+
+
+@pytest.mark.parametrize(("name", "content"), [("train.parquet", as_parquet), ("train.csv", as_csv)])
+def test_a_set_whose_commit_is_known_is_had_without_datasets(tmp_path, name, content):
+    with HubServer() as server:
+        repo = server.create("user/set", private=False, files={name: content(["one"])})
+        make(tmp_path, "user/set", columns={"text": "text", "label": "label"}, splits={"train": "train"})
+        environment = os.environ | {
+            "HF_ENDPOINT": server.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}",
+        }
+
+        def start():
+            """What a fresh process has of the rows, whether it has imported datasets, and how often it asks."""
+            server.requests.clear()
+            command = [sys.executable, "-c", LOAD]
+            answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+            rows, imported = answer.stdout.splitlines()
+            return rows, imported == "True", len(server.requests)
+
+        first, imported, _ = start()
+        assert imported
+        assert "'one'" in first
+        assert start() == (first, False, 1)
+
+        shutil.rmtree(tmp_path / "cache" / "rows")  # the rows are read again from what `datasets` has on disk
+        assert start()[0] == first
+
+        files = repo.resolve("main").files | {name: server.entry(content(["two"]))}
+        repo.refs["refs/heads/main"] = repo.add(files, repo.refs["refs/heads/main"], "other rows").oid
+        second, imported, _ = start()
+        assert imported
+        assert "'two'" in second
+        assert start() == (second, False, 1)
+
+        commit = next(iter(repo.commits))
+        keys = {"columns": {"text": "text", "label": "label"}, "splits": {"train": "train"}, "revision": commit}
+        make(tmp_path, "user/set", **keys)
+        assert start()[0] == first
+        assert start() == (first, False, 0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ class HubSplit:
     """One split, or slice of splits ("train[:10%]"), as `datasets` has it on disk."""
 
     name: str  # "user/set (config) train"
-    dataset: Any  # datasets.Dataset
+    known: dict[str, Any]  # its identity and class_names
+    open: Callable[[], Any]  # datasets.Dataset
 
     @property
     def place(self) -> str:
@@ -35,20 +37,34 @@ class HubSplit:
 
     def identity(self) -> list[Any]:
         """What decides the rows: the Arrow files, the slice of them, and the declared types."""
-        files = [file_sha256(Path(file["filename"])) for file in self.dataset.cache_files]
-        return [files, str(self.dataset.split), self.dataset.features.to_dict()]
+        return list(self.known["identity"])
 
     def read(self, wanted: set[str]) -> Iterator[Block]:
-        names = [name for name in self.dataset.column_names if name in wanted] or self.dataset.column_names[:1]
+        dataset = self.open()
+        names = [name for name in dataset.column_names if name in wanted] or dataset.column_names[:1]
         first = 0
-        for table in self.dataset.select_columns(names).with_format("arrow").iter(BLOCK_ROWS):
+        for table in dataset.select_columns(names).with_format("arrow").iter(BLOCK_ROWS):
             lines = list(range(first, first + len(table)))
-            yield Block(table.to_pylist(), lines, columns=list(self.dataset.column_names))
+            yield Block(table.to_pylist(), lines, columns=list(dataset.column_names))
             first += len(table)
 
     def class_names(self) -> dict[str, list[str]]:
         """Column -> names of its classes; a dot reaches inside a column."""
-        return declared_names(self.dataset.features.to_dict())
+        return dict(self.known["class_names"])
+
+
+@dataclass
+class _Memo:
+    """What is kept of a set: a later start whose set has the same commit needs no `datasets` for it.
+
+    Imported and asked, it takes two seconds and a dozen requests.
+    """
+
+    commit: str | None  # None: its files do not lie in one commit of the Hub, and may change unseen
+    title: str
+    names: list[str]  # of the splits
+    files: dict[str, list[File]] | None  # split -> files that our own readers read
+    splits: dict[str, dict[str, Any]]  # else: split or slice -> HubSplit.known
 
 
 class HubSet:
@@ -59,52 +75,112 @@ class HubSet:
     """
 
     def __init__(self, path: str, name: str | None, revision: str | None) -> None:
-        import datasets
-
         refuse_folder(path)
-        datasets.config.USE_PARQUET_EXPORT = False  # else a host is looked up that only the real Hub has
-        datasets.disable_progress_bars()
         self._what = (path, name, revision)
-        self._builder: Any = None
-        try:
-            self._builder = datasets.load_dataset_builder(path, name, revision=revision)
-            config = self._builder.config.name
-            self.title = path if config == "default" else f"{path} ({config})"
-            self._files = _fetch(self._builder, self.title)
-            if self._files is None:
-                self._builder.download_and_prepare()
-        except _errors() as error:
-            self.title, self._files = path, _remembered(self._what) if isinstance(error, ConnectionError) else None
-            if self._files is None:
-                raise DataError(_reason(path, name, revision, error)) from error
-        else:
-            _remember(self._what, self._files)
-        self.names: list[str] = list(self._builder.info.splits if self._files is None else self._files)
+        self._loaded: Any = None
+        earlier = _remembered(self._what)
+        unchanged = earlier is not None and earlier.commit is not None and _commit(path, revision) == earlier.commit
+        self._memo = earlier if earlier is not None and unchanged else self._look_up(earlier)
+        self.title, self.names = self._memo.title, self._memo.names
 
     def sources(self, split: str) -> list[HubSplit] | list[File]:
         """The sources of one of `names`, or of a slice of some. Raises DataError for a slice that is none."""
-        if self._files is not None and split in self._files:
-            return self._files[split]
-        if self._files is not None:
+        files, known = self._memo.files, self._memo.splits
+        if files is not None and split in files:
+            return files[split]
+        if files is not None:
             raise DataError(f"data.splits: {split}: no slices of {self.title}, whose files are read as they are")
-        try:
-            dataset = self._builder.as_dataset(split=split)
-        except ValueError as error:
-            raise DataError(f"data.splits: {split}: {' '.join(str(error).split())}") from error
-        return [HubSplit(f"{self.title} {split}", dataset)]
+        if split not in known:
+            known[split] = _known(self._dataset(split))
+            _remember(self._what, self._memo)
+        return [HubSplit(f"{self.title} {split}", known[split], lambda: self._dataset(split))]
 
     def has(self, split: str) -> bool:
         """Whether all splits that a name or slice speaks of exist."""
         return all(part.partition("[")[0].strip() in self.names for part in split.split("+"))
 
+    def _look_up(self, earlier: _Memo | None) -> _Memo:
+        """Ask the Hub; without a network, what an earlier start saw serves, if its files are still there."""
+        try:
+            builder = self._builder()
+            config, urls = builder.config.name, _urls(builder)
+            title = self._what[0] if config == "default" else f"{self._what[0]} ({config})"
+            files = _fetch(builder, title)
+            if files is None:
+                builder.download_and_prepare()
+        except _errors() as error:
+            if isinstance(error, ConnectionError) and earlier is not None and earlier.files is not None:
+                return earlier
+            raise DataError(_reason(*self._what, error)) from error
+        names = list(builder.info.splits if files is None else files)
+        memo = _Memo(_commit_in(urls), title, names, files, {})
+        _remember(self._what, memo)
+        return memo
 
+    def _builder(self) -> Any:
+        import datasets
+
+        if self._loaded is None:
+            datasets.config.USE_PARQUET_EXPORT = False  # else a host is looked up that only the real Hub has
+            datasets.disable_progress_bars()
+            path, name, revision = self._what
+            self._loaded = datasets.load_dataset_builder(path, name, revision=revision)
+        return self._loaded
+
+    def _dataset(self, split: str) -> Any:
+        try:
+            builder = self._builder()
+            builder.download_and_prepare()
+        except _errors() as error:
+            raise DataError(_reason(*self._what, error)) from error
+        try:
+            return builder.as_dataset(split=split)
+        except ValueError as error:
+            raise DataError(f"data.splits: {split}: {' '.join(str(error).split())}") from error
+
+
+def _known(dataset: Any) -> dict[str, Any]:
+    """What `HubSplit` says without opening the data set; JSON."""
+    features = dataset.features.to_dict()
+    files = [file_sha256(Path(file["filename"])) for file in dataset.cache_files]
+    return {"identity": [files, str(dataset.split), features], "class_names": declared_names(features)}
+
+
+def _commit(path: str, revision: str | None) -> str | None:
+    """The commit that the set has at `revision`; None where the Hub does not say."""
+    import httpx2
+    from huggingface_hub import HfApi
+
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    try:
+        return HfApi().dataset_info(path, revision=revision, expand=["sha"]).sha
+    except (OSError, ValueError, httpx2.HTTPError):
+        return None
+
+
+MEMO_FORMAT = 1
 PLAIN = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 NEUTRAL = {"name", "version", "data_dir", "data_files", "description", "sep"}  # settings that change no value
 
 
+PINNED = re.compile("hf://datasets/([^@]+)@([^/]+)/(.+)")  # repository, commit, file
+
+
+def _urls(builder: Any) -> dict[str, list[str]]:
+    return {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+
+
+def _commit_in(urls: dict[str, list[str]]) -> str | None:
+    """The one commit that all files lie in."""
+    places = [PINNED.fullmatch(url) for files in urls.values() for url in files]
+    commits = {None if place is None else place[2] for place in places}
+    return commits.pop() if len(commits) == 1 else None
+
+
 def _fetch(builder: Any, title: str) -> dict[str, list[File]] | None:
     """The files of each split, downloaded, where our own readers can read them: plain ones with default settings."""
-    urls = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+    urls = _urls(builder)
     default = vars(type(builder.config)())
     special = any(value != default[key] for key, value in vars(builder.config).items() if key not in NEUTRAL)
     every = [url for files in urls.values() for url in files]
@@ -125,30 +201,30 @@ def _download(url: str, title: str) -> File:
 
     if not url.startswith("hf://"):
         return File(Path(url), f"{title}/{Path(url).name}")
-    place = re.fullmatch("hf://datasets/([^@]+)@([^/]+)/(.+)", url)
+    place = PINNED.fullmatch(url)
     assert place is not None, url
     repo, commit, name = place.groups()
     return File(Path(hf_hub_download(repo, name, repo_type="dataset", revision=commit)), f"{title}/{name}")
 
 
-def _memo(what: tuple[str | None, ...]) -> Path:
-    return cache_folder() / "hub" / f"{key_of(what)}.json"
+def _place(what: tuple[str | None, ...]) -> Path:
+    return cache_folder() / "hub" / f"{key_of(MEMO_FORMAT, version('datasets'), what)}.json"
 
 
-def _remember(what: tuple[str | None, ...], files: dict[str, list[File]] | None) -> None:
-    """Keep where the files are, for a start without a network: `datasets` keeps only what it has converted."""
-    if files is not None:
-        places = {split: [[str(file.path), file.name] for file in each] for split, each in files.items()}
-        keep(_memo(what), places)
+def _remember(what: tuple[str | None, ...], memo: _Memo) -> None:
+    places = {split: [[str(file.path), file.name] for file in files] for split, files in (memo.files or {}).items()}
+    keep(_place(what), vars(memo) | {"files": places or None})
 
 
-def _remembered(what: tuple[str | None, ...]) -> dict[str, list[File]] | None:
+def _remembered(what: tuple[str | None, ...]) -> _Memo | None:
     try:
-        places = json.loads(_memo(what).read_text(encoding="utf-8"))
+        kept = json.loads(_place(what).read_text(encoding="utf-8"))
+        places = kept["files"] or {}
         files = {split: [File(Path(path), name) for path, name in each] for split, each in places.items()}
-    except (OSError, ValueError):
+        memo = _Memo(**kept | {"files": files or None})
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    return files if all(file.path.exists() for each in files.values() for file in each) else None
+    return memo if all(file.path.exists() for each in files.values() for file in each) else None
 
 
 def refuse_folder(path: str) -> None:
