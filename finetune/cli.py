@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
@@ -81,6 +83,17 @@ def _settle_environment() -> None:
         warnings.simplefilter("ignore")
 
 
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Import without Python's garbage collector: it finds nothing in modules, and takes a quarter of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _usage_error(error: Exception) -> bool:
     """Print a wrong call of the command line as typer does; False for any other exception."""
     show = getattr(error, "show", None)
@@ -105,7 +118,8 @@ def check(recipe: RecipePath, overrides: Overrides = None, quiet: Quiet = False,
     from finetune.recipe import load
 
     loaded = load(recipe, overrides or [])
-    from finetune import checking
+    with _importing():
+        from finetune import checking
 
     with _listening(quiet or as_json) as events:
         checked = checking.check(loaded, events)
@@ -131,7 +145,8 @@ def train(
     loaded = load(recipe, overrides or [])
     if resume not in ("auto", "never"):
         raise RecipeError(f"--resume: expected auto or never, found {resume!r}")
-    from finetune import run
+    with _importing():
+        from finetune import run
 
     with _listening(quiet or as_json) as events:
         record = run.train(loaded, resume="never" if resume == "never" else "auto", events=events)
@@ -163,7 +178,8 @@ def evaluate(
     renamed = _pairs(labels)
     if json_file is not None:
         _require_place(json_file)
-    from finetune import assessment
+    with _importing():
+        from finetune import assessment
 
     records, problems = [], []
     with _listening(quiet) as events:
@@ -227,7 +243,8 @@ def predict(
     output_file: Annotated[str, typer.Option("--output", help="JSON lines; - is standard output.")] = "-",
 ) -> None:
     """Read JSON lines, write them with a prediction. It comes from the pipeline that the model page names."""
-    from finetune import prediction
+    with _importing():
+        from finetune import prediction
 
     with _reader(input_file) as source, _writer(output_file) as target:
         for line in prediction.predict_lines(model, source):
@@ -243,7 +260,8 @@ def push(
     quiet: Quiet = False,
 ) -> None:
     """Verify the export in a fresh process, then upload it. Can be repeated."""
-    from finetune import run
+    with _importing():
+        from finetune import run
 
     with _listening(quiet) as events:
         record = run.push(run_dir, repo_id=repo_id, private=private, create_pr=create_pr, events=events)
