@@ -180,20 +180,20 @@ HEADS = [("sequence", "lora", "bf16"), ("token", "full", "bf16"), ("span", "lora
 
 
 @pytest.mark.parametrize(("head", "tuning", "precision"), HEADS)
-def test_every_head_stopped_and_resumed_equals_uninterrupted(tmp_path, head, tuning, precision):
+def test_every_head_stopped_and_resumed_equals_uninterrupted(tmp_path, head, tuning, precision, small_tables_count):
     kind = soak.Kind(head, tuning, precision, accumulation=3, processes=1)
     encoder = soak.make_checkpoint(tmp_path / "checkpoint", head)
     changes = [change for change in kind.arguments(encoder, tmp_path / "out")[3:] if "epochs" not in change]
     recipe = load(ROOT / "recipes" / head / "tiny.yaml", [*changes, "train.max_steps=6"])
     prepared = preparation.prepare(recipe, Events())
     lora, wanted = prepared.recipe.model.lora, prepared.recipe.train
-    whole = Session(prepared, wanted, lora=lora)
+    whole = Session(prepared, wanted, lora=lora, row_gradients=True)
     loop.fit(whole.fit)
-    first = Session(prepared, wanted, lora=lora, stop_after=3)
+    first = Session(prepared, wanted, lora=lora, stop_after=3, row_gradients=True)
     with pytest.raises(Preempted):
         loop.fit(first.fit)
     checkpoint.save(tmp_path / "checkpoints", first.saved[-1], 2)
-    second = Session(prepared, wanted, lora=lora)
+    second = Session(prepared, wanted, lora=lora, row_gradients=True)
     saved, _ = checkpoint.latest(tmp_path / "checkpoints")
     second.fit.progress = saved.progress
     loop.restore(second.fit, saved)

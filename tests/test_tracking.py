@@ -404,6 +404,19 @@ def test_a_tracker_that_hangs_delays_nothing_and_leaves_the_others_alone(run_fol
         time.sleep(0.05)
 
 
+def test_a_run_that_never_started_is_not_said_to_be_uploadable(run_folder, monkeypatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(Wandb, "_start", lambda *_: release.wait(60))
+    warnings: list[str] = []
+    run = Tracking(wandb_block("offline"), False, run_folder, CONFIG, warn=warnings.append, finish_seconds=0.5)
+    ended = run.finish(record())["wandb"]
+    release.set()
+    assert ended.note == "W&B has nothing of this run"
+    assert len(warnings) == 1
+    assert "metrics.jsonl has everything" in warnings[0]
+    assert "wandb sync" not in warnings[0]
+
+
 def test_a_tracker_that_fails_is_switched_off_once(run_folder, monkeypatch) -> None:
     calls = []
 

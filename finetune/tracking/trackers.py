@@ -221,6 +221,8 @@ class Wandb:
 
     def _sync_note(self) -> str:
         folders = self._folders("offline-run") if self.info.mode == "offline" else self._folders("run")[-1:]
+        if not folders:
+            return "W&B has nothing of this run"
         paths = " ".join(str(folder.relative_to(self._folder)) for folder in folders)
         option = "" if self.info.mode == "offline" else "--include-online "
         return f"to upload it, run in the run folder: wandb sync {option}{paths}"
