@@ -159,12 +159,10 @@ def _commit(path: str, revision: str | None) -> str | None:
         return None
 
 
+PINNED = re.compile("hf://datasets/([^@]+)@([^/]+)/(.+)")  # repository, commit, file
 MEMO_FORMAT = 1
 PLAIN = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 NEUTRAL = {"name", "version", "data_dir", "data_files", "description", "sep"}  # settings that change no value
-
-
-PINNED = re.compile("hf://datasets/([^@]+)@([^/]+)/(.+)")  # repository, commit, file
 
 
 def _urls(builder: Any) -> dict[str, list[str]]:
