@@ -57,7 +57,7 @@ class HubSplit:
 class _Memo:
     """What is kept of a set: a later start whose set has the same commit needs no `datasets` for it.
 
-    Imported and asked, it takes two seconds and a dozen requests.
+    Imported and asked, it takes two seconds and nine requests.
     """
 
     commit: str | None  # None: its files do not lie in one commit of the Hub, and may change unseen
@@ -79,8 +79,10 @@ class HubSet:
         self._what = (path, name, revision)
         self._loaded: Any = None
         earlier = _remembered(self._what)
-        unchanged = earlier is not None and earlier.commit is not None and _commit(path, revision) == earlier.commit
-        self._memo = earlier if earlier is not None and unchanged else self._look_up(earlier)
+        if earlier is not None and earlier.commit is not None and earlier.commit == _commit(path, revision):
+            self._memo = earlier
+        else:
+            self._memo = self._look_up(earlier)
         self.title, self.names = self._memo.title, self._memo.names
 
     def sources(self, split: str) -> list[HubSplit] | list[File]:
@@ -160,7 +162,6 @@ def _commit(path: str, revision: str | None) -> str | None:
 
 
 PINNED = re.compile("hf://datasets/([^@]+)@([^/]+)/(.+)")  # repository, commit, file
-MEMO_FORMAT = 1
 PLAIN = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 NEUTRAL = {"name", "version", "data_dir", "data_files", "description", "sep"}  # settings that change no value
 
@@ -206,7 +207,7 @@ def _download(url: str, title: str) -> File:
 
 
 def _place(what: tuple[str | None, ...]) -> Path:
-    return cache_folder() / "hub" / f"{key_of(MEMO_FORMAT, version('datasets'), what)}.json"
+    return cache_folder() / "hub" / f"{key_of(version('datasets'), what)}.json"
 
 
 def _remember(what: tuple[str | None, ...], memo: _Memo) -> None:
