@@ -8,14 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from finetune import data, preparation, services
+from finetune import data, preparation, pretrained, services
 from finetune.audit import wording
-from finetune.errors import FinetuneError, ModelError, RecipeError
+from finetune.errors import FinetuneError, RecipeError
 from finetune.events import Events
 from finetune.folder import RunFolder, space_needed
 from finetune.recipe import Recipe
 from finetune.record import Audit, HeadSwap
-from finetune.store import content_sha256, entry, file_sha256, key_of
+from finetune.store import content_sha256, entry, key_of
 
 __all__ = ["Checked", "check"]
 
@@ -79,21 +79,11 @@ def _weights(ready: preparation.Prepared) -> tuple[HeadSwap, int]:
 def _weights_key(ready: preparation.Prepared) -> str:
     """Of all that decides whether the weights can be used: files, labels, settings, and the code that looks at them."""
     checkpoint, task = ready.checkpoint, ready.task
-    folders = [checkpoint.folder, *([] if checkpoint.decoder is None else [checkpoint.decoder.folder])]
     code = [content_sha256(Path(__file__).with_name(name)) for name in WEIGHTS_CODE]
     versions = [version(name) for name in ("transformers", "torch", "safetensors")]
-    try:
-        files = [_file_hashes(folder) for folder in folders]
-    except OSError as error:
-        raise ModelError(f"model.checkpoint: {checkpoint.name} does not load: {error}") from error
+    files = pretrained.file_hashes(checkpoint)
     settings = ready.recipe.model.model_dump(mode="json")
     return key_of(versions, code, data.task_code(type(task)), files, settings, task.labels, task.problem)
-
-
-def _file_hashes(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of the files that a model is loaded from."""
-    found = (path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors") and path.is_file())
-    return {path.name: file_sha256(path) for path in found}
 
 
 def _head_swap(swap: HeadSwap) -> str:

@@ -14,9 +14,10 @@ from finetune.features import Features, in_memory
 from finetune.recipe import Recipe
 from finetune.record import Audit, SplitFacts
 from finetune.rows import Rows
+from finetune.store import key_of
 from finetune.tasks.base import Task
 
-__all__ = ["Prepared", "encode", "encode_now", "facts", "prepare"]
+__all__ = ["Prepared", "encode", "encode_now", "facts", "inputs", "prepare"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -108,6 +109,15 @@ def facts(rows: Rows, features: Features) -> SplitFacts:
         truncated=len(set(features.scalars["row"][features.scalars["truncated"]].tolist())),
         windows=len(features),
     )
+
+
+def inputs(ready: Prepared) -> dict[str, str]:
+    """Recipe key -> a hash of what it stands for at this moment: rows that were read, files that were loaded.
+
+    Raises ModelError.
+    """
+    rows = {f"data.splits.{name}": one.fingerprint for name, one in ready.splits.items()}
+    return rows | {"model.checkpoint": key_of(pretrained.file_hashes(ready.checkpoint))}
 
 
 def encode_now(rows: Rows, task: Task, tokenizer: Any) -> Features:

@@ -15,12 +15,13 @@ import transformers
 from finetune import decoder
 from finetune.errors import ModelError
 from finetune.recipe import Recipe, is_local
-from finetune.store import content_sha256
+from finetune.store import content_sha256, file_sha256
 from finetune.tasks.base import Task
 
 __all__ = [
     "Checkpoint",
     "checkpoint_in",
+    "file_hashes",
     "files",
     "find_checkpoint",
     "load_tokenizer",
@@ -150,6 +151,21 @@ def _check_sha256(checkpoint: Checkpoint, expected: str) -> None:
             f"model.sha256: model.safetensors of {checkpoint.name} has sha256 {found}, expected {expected};"
             " the file is not the one this recipe was written for"
         )
+
+
+def file_hashes(checkpoint: Checkpoint) -> list[dict[str, str]]:
+    """Name -> sha256 of the files that a model is loaded from, of its folder and its decoder's. Raises ModelError."""
+    folders = [checkpoint.folder, *([] if checkpoint.decoder is None else [checkpoint.decoder.folder])]
+    try:
+        return [
+            {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if _is_read(path)} for folder in folders
+        ]
+    except OSError as error:
+        raise ModelError(f"model.checkpoint: {checkpoint.name} does not load: {error}") from error
+
+
+def _is_read(path: Path) -> bool:
+    return path.suffix in (".json", ".safetensors") and path.is_file()
 
 
 def read_config(

@@ -23,7 +23,7 @@ from finetune.first_position import install_first_position
 from finetune.folder import RunFolder, space_needed
 from finetune.heartbeat import Heartbeat
 from finetune.job import Job
-from finetune.preparation import Prepared, facts, prepare
+from finetune.preparation import Prepared, facts, inputs, prepare
 from finetune.recipe import Recipe, difference, load
 from finetune.record import Emissions, ModelFacts, RunRecord, Tracker
 from finetune.session import agree_on, build_accelerator, choose, make_plan
@@ -35,6 +35,7 @@ __all__ = ["push", "train"]
 
 PROCESS_TIMEOUT = datetime.timedelta(minutes=10)
 SMALLER_IS_BETTER = frozenset({"loss", "mse"})
+PINS = frozenset({"data.revision", "model.revision"})  # added to a run, they change nothing unless the content changes
 WHOLE = ("finished", "published")  # states of a run with nothing left to train
 
 # -------------------------------------------------------------------------------------------- the whole run
@@ -124,6 +125,7 @@ def _earlier_record(folder: RunFolder, recipe: Recipe, resume: str) -> RunRecord
     changed = []
     if begun and folder.recipe.is_file():
         changed = difference(folder.recipe.read_text(encoding="utf-8"), recipe.moved_to(folder.path))
+        changed = [(key, old, new) for key, old, new in changed if old is not None or key not in PINS]
     if changed:
         lines = [f"  {key}: was {old!r}, is {new!r}" for key, old, new in changed]
         raise OutputError(
@@ -210,6 +212,7 @@ def _train(job: Job) -> RunRecord:
     meter = _meter(job, carried)
     with job.stop.at_once() if job.state.num_processes == 1 else nullcontext():  # nobody waits for this process
         ready = prepare(job.recipe, job.events)
+        _require_same(job, ready, carried)
         loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, job.recipe)
     _describe(job, ready, loaded)
     if job.main:
@@ -267,6 +270,22 @@ def _note_resume(job: Job, progress: Progress) -> None:
     if progress.processes != job.state.num_processes:
         progress.inexact.append(f"world {progress.processes}->{job.state.num_processes} at step {progress.step}")
         progress.processes = job.state.num_processes
+    versions = hardware.versions()
+    for name, earlier in progress.carried.get("versions", {}).items():
+        if versions.get(name) != earlier:
+            progress.inexact.append(f"{name} {earlier}->{versions.get(name)} at step {progress.step}")
+
+
+def _require_same(job: Job, ready: Prepared, carried: dict[str, Any]) -> None:
+    """Raises OutputError when rows or checkpoint are others than those the run was begun with."""
+    now = inputs(ready)
+    changed = [key for key, digest in carried.get("inputs", now).items() if now.get(key) != digest]
+    if changed:
+        raise OutputError(
+            f"output: {job.folder.path} holds a run that was begun with another content of {', '.join(changed)}; put"
+            " the files back, for what a Hub holds name the earlier commit (data.revision, model.revision), or choose"
+            " another output"
+        )
 
 
 def _tracking(job: Job, carried: dict[str, Any]) -> Tracking:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import finetune
 from finetune import run
 from finetune.errors import OutputError, RecipeError
 from finetune.events import Events
+from finetune.folder import RunFolder
 from finetune.record import RunRecord
 
 ROOT = Path(__file__).parents[1]
@@ -169,6 +171,48 @@ def test_another_recipe_in_the_same_folder_is_refused_with_the_keys(finished):
     changed = finetune.load_recipe(folder.parent / "recipe.yaml", ["train.learning_rate=0.5"])
     with pytest.raises(OutputError, match=r"train.learning_rate: was 0.003, is 0.5"):
         run.train(changed)
+
+
+def test_a_run_goes_on_with_the_rows_and_the_checkpoint_it_was_begun_with(tmp_path, tiny_checkpoint, monkeypatch):
+    own = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    path = recipe(tmp_path, own, epochs=1)
+    record = run.train(finetune.load_recipe(path))
+    record.status = "running"  # as a kill leaves it
+    record.write(tmp_path / "out" / "run.json")
+    for name, old, new, key in (
+        ("train.csv", "good", "bad", "data.splits.train"),
+        ("model/config.json", '"dtype"', '"was"', "model.checkpoint"),
+    ):
+        file = tmp_path / name
+        before = file.read_text()
+        assert old in before
+        file.write_text(before.replace(old, new))
+        with pytest.raises(OutputError, match=f"begun with another content of {key}; put the files back"):
+            run.train(finetune.load_recipe(path))
+        file.write_text(before)
+    versions = run.hardware.versions()
+    monkeypatch.setattr(run.hardware, "versions", lambda: versions | {"torch": "3.0"})
+    again = run.train(finetune.load_recipe(path))
+    assert (again.status, again.training.steps) == ("finished", record.training.steps)
+    assert again.training.inexact == [f"torch {versions['torch']}->3.0 at step {record.training.steps}"]
+
+
+def test_a_commit_may_be_named_afterwards_but_not_another_one(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "task: sequence\nmodel: {checkpoint: me/model}\ndata: {path: me/set, columns: {text: a, label: b}}\n"
+        "train: {}\noutput: out\n"
+    )
+    folder = RunFolder(tmp_path / "out")
+    folder.probe()
+    RunRecord().write(folder.record)
+    (folder.checkpoints / "step-00000001").mkdir(parents=True)
+    folder.write_recipe(finetune.load_recipe(path), {})
+    first = finetune.load_recipe(path, ["data.revision=abc"])
+    assert run._earlier_record(folder, first, "auto") == RunRecord()
+    folder.write_recipe(first, {})
+    with pytest.raises(OutputError, match=r"data.revision: was 'abc', is 'def'"):
+        run._earlier_record(folder, finetune.load_recipe(path, ["data.revision=def"]), "auto")
 
 
 def test_resume_never_refuses_a_folder_with_a_run(finished):
