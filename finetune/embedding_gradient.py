@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from finetune.seen_vocabulary import is_plain_embedding, users
+
 __all__ = ["RowGradients", "install_row_gradients"]
 
 SMALLEST = 1 << 20  # elements of a table; below, one pass over all costs no more than finding the rows
@@ -22,14 +24,10 @@ def install_row_gradients(model: nn.Module) -> Callable[[], None]:
     A table that another kind of layer uses, too (an output layer that is tied to it, say), is left alone, as are those
     whose embedding renormalises or scales by frequency.
     """
-    users: dict[nn.Parameter, list[nn.Module]] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            users.setdefault(parameter, []).append(module)
     found = [
         module
-        for parameter, modules in users.items()
-        if parameter.requires_grad and parameter.numel() >= SMALLEST and all(map(_is_plain, modules))
+        for parameter, modules in users(model).items()
+        if parameter.requires_grad and parameter.numel() >= SMALLEST and all(map(is_plain_embedding, modules))
         for module in modules
     ]
     for module in found:
@@ -40,13 +38,6 @@ def install_row_gradients(model: nn.Module) -> Callable[[], None]:
             module.sparse = False  # type: ignore[assignment]
 
     return undo
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is torch's embedding, with a gradient that is the sum over the places of a row."""
-    if type(module) is not nn.Embedding:
-        return False
-    return not module.sparse and not module.scale_grad_by_freq and module.max_norm is None
 
 
 class RowGradients:

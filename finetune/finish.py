@@ -111,12 +111,12 @@ def _best(fit: loop.Fit, recipe: Recipe, ready: Prepared) -> Best | None:
 def _export(job: Job, ready: Prepared, fit: loop.Fit) -> None:
     """Put the best weights (without validation: the last) into the model and write `export/`, complete or absent."""
     net = fit.accelerator.unwrap_model(fit.model)
-    fit.restore_model()
     if fit.best is not None:
         parameters = dict(net.named_parameters())
         with torch.no_grad():
             for name, value in fit.best.items():
                 parameters[name].copy_(value)
+    fit.restore_model()
     temporary = job.folder.path / ".tmp-export"
     base = job.recipe.card.base_model or (None if "://" in ready.checkpoint.name else ready.checkpoint.name)
     with storage_errors("writing export/"):

@@ -26,6 +26,7 @@ from finetune.job import Job
 from finetune.preparation import Prepared, facts, inputs, prepare
 from finetune.recipe import Recipe, difference, load
 from finetune.record import Emissions, ModelFacts, RunRecord, Tracker
+from finetune.seen_vocabulary import install_seen_vocabulary, unseen_tokens
 from finetune.session import agree_on, build_accelerator, choose, make_plan
 from finetune.signals import stop_requests
 from finetune.tracking import Tracking
@@ -218,7 +219,7 @@ def _train(job: Job) -> RunRecord:
     if job.main:
         _claim(job, loaded)
     net = _trainable(job, loaded)
-    restore_model = _make_cheaper(net, job.state)
+    restore_model = _make_cheaper(net, ready, job.state)
     chosen = _choose(job, ready, net, carried)
     tracking = _tracking(job, carried) if job.main else None
     callbacks = Callbacks(job, ready, meter, tracking, chosen)
@@ -349,9 +350,11 @@ def _trainable(job: Job, loaded: model.Loaded) -> Any:
     return net
 
 
-def _make_cheaper(net: Any, state: PartialState) -> Callable[[], None]:
+def _make_cheaper(net: Any, ready: Prepared, state: PartialState) -> Callable[[], None]:
     """Make a step cheaper without changing what is computed; returns the function that restores the model."""
     restore = ExitStack()
+    others = [features for name, features in ready.features.items() if name != "train"]
+    restore.callback(install_seen_vocabulary(net, ready.features["train"], others, ready.tokenizer.pad_token_id))
     restore.callback(install_first_position(net))
     if state.device.type != "cpu":  # a CPU has no kernel for sequences of unequal length
         restore.callback(install_unpadded(net))
@@ -377,6 +380,7 @@ def _choose(job: Job, ready: Prepared, net: Any, carried: dict[str, Any]) -> dic
     job.record.chosen, job.record.precision = chosen, chosen["precision"]
     assert job.record.model is not None
     job.record.model.trainable_parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    job.record.model.unseen_tokens = unseen_tokens(net)
     job.events.message(f"precision {chosen['precision']}, micro-batches of at most {chosen['micro_batch_size']} rows")
     return chosen
 

@@ -161,6 +161,7 @@ class ModelFacts(Part):
     architecture: str = ""
     parameters: int = 0
     trainable_parameters: int = 0
+    unseen_tokens: int = 0  # of the vocabulary; in no training row, so their embeddings keep their pretrained values
     tokenizer: str | None = None  # its class and how many tokens it knows
     max_length: int | None = None  # tokens of an input; what is longer was cut or read in windows
     pipeline: str = ""  # the word for transformers.pipeline and for the card

@@ -61,6 +61,7 @@ def head_swap(record: RunRecord) -> Section:
                     ("architecture", model.architecture or None),
                     ("parameters", count(model.parameters)),
                     ("trained", f"{count(trained)} ({share(trained / model.parameters)})" if trained else None),
+                    ("tokens in no training row", count(model.unseen_tokens) if model.unseen_tokens else None),
                     ("labels", f"{count(len(model.labels))}: {', '.join(model.labels)}" if model.labels else None),
                 ]
             )
