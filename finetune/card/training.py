@@ -122,7 +122,8 @@ def head_swap(recipe: Recipe, record: RunRecord) -> str:
     number = "all" if model.trainable_parameters == model.parameters else count(model.trainable_parameters)
     trained = f", {number} of them trained" if model.trainable_parameters else ""
     if model.unseen_tokens:
-        trained += f"; {count(model.unseen_tokens)} tokens are in no training row, and their embeddings stay as they were"
+        unseen = count(model.unseen_tokens)
+        trained += f"; {unseen} tokens are in no training row, and their embeddings stay as they were"
     return f"### Weights: kept, new, left out\n\n{size_of}{trained}.\n\n{bullets(items)}"
 
 
