@@ -15,6 +15,7 @@ import numpy as np
 __all__ = ["Plan", "epoch_batches", "random_key", "share_of_rank", "sorted_batches"]
 
 POOL_BATCHES = 100  # batches that are sorted by length together: enough for little padding, few enough to stay random
+POOL_ROWS = 3_200  # at least: where batches are small, more of them still come in random order, and pad less
 POOL_BATCHES_OF_SEVERAL = 400  # where source and target are padded apart, both must be alike
 
 
@@ -32,7 +33,7 @@ def epoch_batches(
     widths = lengths.reshape(len(lengths), -1)
     several = widths.shape[1] > 1
     typical = batch_size or max(1, batch_tokens // max(1, int(widths.sum(axis=1).mean())))  # type: ignore[operator]
-    pool = typical * (POOL_BATCHES_OF_SEVERAL if several else POOL_BATCHES)
+    pool = max(typical * (POOL_BATCHES_OF_SEVERAL if several else POOL_BATCHES), POOL_ROWS)
     total = widths.sum(axis=1)
     batches: list[np.ndarray] = []
     for start in range(0, len(order), pool):

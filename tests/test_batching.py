@@ -21,11 +21,15 @@ def test_same_arguments_same_order_and_other_epoch_or_seed_another():
         assert not np.array_equal(first[0], other[0])
 
 
-def test_padding_is_at_most_two_percent_and_order_stays_random():
-    batches = epoch_batches(LENGTHS, 32, 0, 0)
-    slots = sum(len(batch) * LENGTHS[batch].max() for batch in batches)
-    assert 1 - LENGTHS.sum() / slots <= 0.02
-    means = np.array([LENGTHS[batch].mean() for batch in batches])
+LONG_TAILED = np.random.default_rng(0).lognormal(3.2, 0.7, size=5437).clip(3, 128).astype(np.int64)
+
+
+@pytest.mark.parametrize(("lengths", "size"), [(LENGTHS, 32), (LONG_TAILED, 16), (LONG_TAILED, 8)])
+def test_padding_is_at_most_two_percent_and_order_stays_random(lengths, size):
+    batches = epoch_batches(lengths, size, 0, 0)
+    slots = sum(len(batch) * lengths[batch].max() for batch in batches)
+    assert 1 - lengths.sum() / slots <= 0.02
+    means = np.array([lengths[batch].mean() for batch in batches])
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2
 
 
