@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune import data, preparation, pretrained, services
 from finetune.audit import wording
-from finetune.errors import FinetuneError, RecipeError
+from finetune.errors import Attempts
 from finetune.events import Events
 from finetune.folder import RunFolder, space_needed
 from finetune.recipe import Recipe
@@ -21,7 +21,7 @@ __all__ = ["Checked", "check"]
 
 SHOWN_WEIGHTS = 6
 PREVIEW_ROWS = 3
-WEIGHTS_CODE = ("checking.py", "decoder.py", "model.py", "pretrained.py")
+WEIGHTS_CODE = ("checking.py", "decoder.py", "lora.py", "model.py", "pretrained.py")
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,13 @@ def check(recipe: Recipe, events: Events) -> Checked:
 
     Raises FinetuneError with every problem of services, output folder, data and checkpoint that was found.
     """
-    problems = services.problems(recipe)
-    try:
-        ready = preparation.prepare(recipe, events)
-        head_swap, parameters = _weights(ready)
-        RunFolder(Path(recipe.output)).require_space(space_needed(parameters, recipe))
-    except FinetuneError as error:
-        if not problems:
-            raise
-        raise type(error)("\n".join([str(error), *problems])) from error
-    if problems:
-        raise RecipeError("\n".join(problems))
+    attempts = Attempts()
+    attempts(lambda: services.check(recipe))
+    ready = attempts(lambda: preparation.prepare(recipe, events))
+    head_swap = None if ready is None else attempts(lambda: _fitting(ready))
+    attempts.check()
+    assert ready is not None
+    assert head_swap is not None
     sections = [
         recipe.to_yaml().rstrip(),
         _head_swap(head_swap),
@@ -56,6 +52,13 @@ def check(recipe: Recipe, events: Events) -> Checked:
         "everything checked is in order",
     ]
     return Checked("\n\n".join(sections), ready.audit)
+
+
+def _fitting(ready: preparation.Prepared) -> HeadSwap:
+    """What the swap of the head does. Raises ModelError, or StorageError when the output has too little space."""
+    head_swap, parameters = _weights(ready)
+    RunFolder(Path(ready.recipe.output)).require_space(space_needed(parameters, ready.recipe))
+    return head_swap
 
 
 def _weights(ready: preparation.Prepared) -> tuple[HeadSwap, int]:
@@ -82,7 +85,8 @@ def _weights_key(ready: preparation.Prepared) -> str:
     code = [content_sha256(Path(__file__).with_name(name)) for name in WEIGHTS_CODE]
     versions = [version(name) for name in ("transformers", "torch", "safetensors")]
     files = pretrained.file_hashes(checkpoint)
-    settings = ready.recipe.model.model_dump(mode="json")
+    recipe = ready.recipe
+    settings = [recipe.model.model_dump(mode="json"), recipe.train is not None and recipe.train.gradient_checkpointing]
     return key_of(versions, code, data.task_code(type(task)), files, settings, task.labels, task.problem)
 
 

@@ -16,7 +16,13 @@ The text of a FinetuneError is for the user: where, what was expected, what was 
 terminal without a traceback. Any other exception is a bug of ours: traceback, exit code 1.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
 __all__ = [
+    "Attempts",
     "DataError",
     "FinetuneError",
     "MachineError",
@@ -29,6 +35,9 @@ __all__ = [
     "ResumeError",
     "StorageError",
 ]
+
+
+A = TypeVar("A")
 
 
 class FinetuneError(Exception):
@@ -87,3 +96,24 @@ class Preempted(FinetuneError):  # noqa: N818  (a stop on request is no error)
     """A signal asked for a stop; a checkpoint was saved."""
 
     exit_code = 75
+
+
+class Attempts:
+    """Steps that do not need each other: what went wrong in all of them is raised together."""
+
+    def __init__(self) -> None:
+        self._errors: list[FinetuneError] = []
+
+    def __call__(self, step: Callable[[], A]) -> A | None:
+        """What `step` gives; None when it raised a FinetuneError, which is kept."""
+        try:
+            return step()
+        except FinetuneError as error:
+            self._errors.append(error)
+            return None
+
+    def check(self) -> None:
+        """Raises an error of the first one's kind with the texts of all, if there are any."""
+        if self._errors:
+            first = self._errors[0]
+            raise type(first)("\n".join(map(str, self._errors))) from first

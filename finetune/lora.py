@@ -19,7 +19,7 @@ from finetune.errors import ModelError
 from finetune.recipe import LoraBlock
 from finetune.record import HeadSwap
 
-__all__ = ["add_lora", "install_cheap_adapters", "save_adapter"]
+__all__ = ["add_lora", "install_cheap_adapters", "save_adapter", "target_names"]
 
 ADAPTER = "default"  # as PEFT calls the only one
 
@@ -37,7 +37,7 @@ def add_lora(model: Any, head_swap: HeadSwap, block: LoraBlock, seed: int) -> An
         r=block.r,
         lora_alpha=block.alpha,
         lora_dropout=block.dropout,
-        target_modules=_targets(model, block, head_swap.new.names),
+        target_modules=target_names(model, block, head_swap.new.names),
         modules_to_save=whole or None,
     )
     torch.manual_seed(seed)
@@ -116,11 +116,11 @@ def _adapted(self: Any, x: torch.Tensor) -> torch.Tensor:
     return total.view(result.shape)
 
 
-def _targets(model: Any, block: LoraBlock, names: Sequence[str]) -> list[str]:
+def target_names(model: Any, block: LoraBlock, names: Sequence[str]) -> list[str]:
     """Module names for LoRA: those asked for; auto takes every linear layer of the backbone that is not new.
 
     Never the layer that turns states into words: its weight is most often the word embeddings, which merging would
-    change, too. names: of the new weights.
+    change, too. names: of the new weights. Raises ModelError when one that is asked for, or all, name no such layer.
     """
     words = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     linear = [
@@ -128,14 +128,20 @@ def _targets(model: Any, block: LoraBlock, names: Sequence[str]) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not words and f"{name}.weight" not in names
     ]
+    known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear})) or "none"
     if block.targets == "auto":
-        return [name for name in linear if ".pooler." not in name]
-    wanted = [block.targets] if isinstance(block.targets, str) else list(block.targets)
-    found = [name for name in linear if any(name == want or name.endswith(f".{want}") for want in wanted)]
-    if not found:
-        known = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        raise ModelError(f"model.lora.targets: no linear layer is named {wanted}; there are {', '.join(known)}")
-    return found
+        found = [name for name in linear if ".pooler." not in name]
+        if not found:
+            raise ModelError(f"model.lora: {type(model).__name__} has no linear layer to adapt; remove the block")
+        return found
+    missing = [want for want in block.targets if not any(_is_named(name, want) for name in linear)]
+    if missing:
+        raise ModelError(f"model.lora.targets: no linear layer is named {', '.join(missing)}; there are {known}")
+    return [name for name in linear if any(_is_named(name, want) for want in block.targets)]
+
+
+def _is_named(name: str, want: str) -> bool:
+    return name == want or name.endswith(f".{want}")
 
 
 def save_adapter(model: Any, folder: Path, base: str | None) -> None:

@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from finetune import adapter, decoder
-from finetune.errors import ModelError
-from finetune.lora import save_adapter
+from finetune.errors import Attempts, ModelError
+from finetune.lora import save_adapter, target_names
 from finetune.pretrained import Checkpoint, load_tokenizer, read_config
 from finetune.recipe import Recipe
 from finetune.record import ExportedFile, HeadSwap, Names
@@ -77,7 +77,9 @@ def load_for_training(checkpoint: Checkpoint, config: Any, task: Task, recipe: R
     if recipe.model.init == "scratch":
         model = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
         unused = decoder.freeze_unused(model)
-        return Loaded(model, tokenizer, HeadSwap(new=_names(set(model.state_dict()) - set(unused))))
+        head_swap = HeadSwap(new=_names(set(model.state_dict()) - set(unused)))
+        _check_settings(model, head_swap, recipe)
+        return Loaded(model, tokenizer, head_swap)
     model, info = _load(auto, checkpoint, config, ignore_mismatched_sizes=not recipe.model.keep_head)
     head_swap = _report(model, info, checkpoint, task)
     _leave_out(head_swap, decoder.freeze_unused(model))
@@ -88,7 +90,26 @@ def load_for_training(checkpoint: Checkpoint, config: Any, task: Task, recipe: R
             f"model.keep_head: {checkpoint.name} ({', '.join(foreign)}) has no weights for"
             f" {', '.join(head_swap.new.names[:5])}; leave keep_head out to train a new head"
         )
+    _check_settings(model, head_swap, recipe)
     return Loaded(model, tokenizer, head_swap)
+
+
+def _check_settings(model: Any, head_swap: HeadSwap, recipe: Recipe) -> None:
+    """Raises ModelError when the model cannot be trained in the way that the recipe asks for."""
+    attempts = Attempts()
+    if (block := recipe.model.lora) is not None:
+        attempts(lambda: target_names(model, block, head_swap.new.names))
+    if recipe.train is not None and recipe.train.gradient_checkpointing:
+        attempts(lambda: _check_recomputing(model))
+    attempts.check()
+
+
+def _check_recomputing(model: Any) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(
+            f"train.gradient_checkpointing: transformers cannot recompute the layers of {type(model).__name__}; remove"
+            " the key"
+        )
 
 
 def load_for_evaluation(checkpoint: Checkpoint, task: type[Task] | Task) -> Loaded:

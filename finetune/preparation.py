@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from finetune import audit, data, metrics, pretrained, tasks
 from finetune.analysis.directional import pairs_of
-from finetune.errors import FinetuneError, RecipeError
+from finetune.errors import Attempts, RecipeError
 from finetune.events import Events
 from finetune.features import Features, in_memory
 from finetune.recipe import Recipe
@@ -19,8 +18,7 @@ from finetune.tasks.base import Task
 
 __all__ = ["Prepared", "encode", "encode_now", "facts", "inputs", "prepare"]
 
-A = TypeVar("A")
-B = TypeVar("B")
+Loaded = tuple[pretrained.Checkpoint, Any, Any]  # with its config and tokenizer
 
 
 @dataclass
@@ -40,21 +38,19 @@ class Prepared:
 def prepare(recipe: Recipe, events: Events) -> Prepared:
     """Find the checkpoint, load and check the rows, build the task, encode. Raises FinetuneError of exit code 2."""
     task_class = tasks.of(recipe.task)
-    (found, config, tokenizer), findings = _both(
-        lambda: _checkpoint(recipe, task_class), lambda: audit.rows(recipe, data.load(recipe))
-    )
-    task = task_class.from_rows(recipe, findings.splits)
-    own = [config.id2label[number] for number in sorted(config.id2label)] if recipe.model.keep_head else []
-    if task.labels_must_match and own and set(task.labels_for(own)) <= set(own):
-        task = task_class.from_rows(recipe, findings.splits, own)  # in the order of the head that is kept
-    if task.metric_kind is not None:
-        wanted = [*(recipe.evaluate.metrics or []), recipe.evaluate.select_on or task.default_metric()]
-        metrics.check_names([name for name in wanted if name != "loss"], task.metric_kind)
-    task.max_length = pretrained.longest_input(config, tokenizer, recipe.data.max_length)
-    task.fit_to(config, tokenizer)
-    if recipe.evaluate.calibrate and "validation" not in findings.splits:
-        raise RecipeError("evaluate.calibrate: needs validation rows; add data.splits.validation, such as 0.1")
-    pairs_of(recipe, next(iter(findings.splits.values())), task.labels)  # a bad file is found before training
+    attempts = Attempts()
+    loaded = attempts(lambda: _checkpoint(recipe, task_class))
+    findings = attempts(lambda: audit.rows(recipe, *data.collect(recipe)))
+    task = None if findings is None else attempts(lambda: _task(recipe, findings.splits, loaded))
+    if task is not None and findings is not None:
+        attempts(lambda: _check_evaluation(recipe, task, findings.splits))
+        attempts(lambda: pairs_of(recipe, next(iter(findings.splits.values())), task.labels))
+        attempts(lambda: None if loaded is None else _fit(recipe, task, loaded))
+    attempts.check()
+    assert loaded is not None
+    assert findings is not None
+    assert task is not None
+    found, config, tokenizer = loaded
     features = encode(findings.splits, task, tokenizer, events)
     notes = [*findings.notes, *task.survey(findings.splits, features, tokenizer)]
     surveyed = audit.survey(
@@ -68,23 +64,46 @@ def prepare(recipe: Recipe, events: Events) -> Prepared:
     return Prepared(recipe, found, config, tokenizer, task, findings.splits, features, surveyed)
 
 
-def _checkpoint(recipe: Recipe, task: type[Task]) -> tuple[pretrained.Checkpoint, Any, Any]:
+def _checkpoint(recipe: Recipe, task: type[Task]) -> Loaded:
     found = pretrained.find_checkpoint(recipe)
     config = pretrained.read_config(found, task, needs_weights=recipe.model.init == "pretrained")
     return found, config, pretrained.load_tokenizer(found, config)
 
 
-def _both(one: Callable[[], A], other: Callable[[], B]) -> tuple[A, B]:
-    """What both give. Raises the FinetuneError of either, or one of both together."""
-    try:
-        first = one()
-    except FinetuneError as error:
-        try:
-            other()
-        except FinetuneError as further:
-            raise type(error)(f"{error}\n{further}") from error
-        raise
-    return first, other()
+def _task(recipe: Recipe, splits: dict[str, Rows], loaded: Loaded | None) -> Task:
+    """The task with its labels, those of a head that is kept in their own order."""
+    task_class = tasks.of(recipe.task)
+    task = task_class.from_rows(recipe, splits)
+    if loaded is None or not recipe.model.keep_head:
+        return task
+    config = loaded[1]
+    own = [config.id2label[number] for number in sorted(config.id2label)]
+    if task.labels_must_match and own and set(task.labels_for(own)) <= set(own):
+        return task_class.from_rows(recipe, splits, own)
+    return task
+
+
+def _check_evaluation(recipe: Recipe, task: Task, splits: dict[str, Rows]) -> None:
+    """Raises RecipeError when a metric is none of this task, or when there are no rows to calibrate on."""
+    attempts = Attempts()
+    if task.metric_kind is not None:
+        wanted = [*(recipe.evaluate.metrics or []), recipe.evaluate.select_on or task.default_metric()]
+        kind = task.metric_kind
+        attempts(lambda: metrics.check_names([name for name in wanted if name != "loss"], kind))
+    attempts(lambda: _check_calibration(recipe, splits))
+    attempts.check()
+
+
+def _check_calibration(recipe: Recipe, splits: dict[str, Rows]) -> None:
+    if recipe.evaluate.calibrate and "validation" not in splits:
+        raise RecipeError("evaluate.calibrate: needs validation rows; add data.splits.validation, such as 0.1")
+
+
+def _fit(recipe: Recipe, task: Task, loaded: Loaded) -> None:
+    """Tell the task what the checkpoint takes. Raises ModelError."""
+    _, config, tokenizer = loaded
+    task.max_length = pretrained.longest_input(config, tokenizer, recipe.data.max_length)
+    task.fit_to(config, tokenizer)
 
 
 def encode(splits: dict[str, Rows], task: Task, tokenizer: Any, events: Events) -> dict[str, Features]:

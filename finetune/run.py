@@ -83,9 +83,7 @@ def _open(recipe: Recipe, folder: RunFolder, resume: str, state: PartialState) -
         earlier = _earlier_record(folder, recipe, resume)
         if earlier is not None and earlier.status in WHOLE:
             return earlier
-        problems = services.problems(recipe)
-        if problems:
-            raise RecipeError("\n".join(problems))
+        services.check(recipe)
         begins = True
     finally:
         agree_on(begins, state)

@@ -8,15 +8,18 @@ from pathlib import Path
 from finetune import publish, tracking
 from finetune.carbon import known_country, suggest_countries
 from finetune.card.rules import LICENSES
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, RecipeError
 from finetune.folder import RunFolder
 from finetune.recipe import Recipe
 
-__all__ = ["problems"]
+__all__ = ["check"]
 
 
-def problems(recipe: Recipe) -> list[str]:
-    """One line for each, with what to do: trackers, the country's grid, the Hub, the output folder."""
+def check(recipe: Recipe) -> None:
+    """Trackers, the country's grid, the Hub, the output folder.
+
+    Raises RecipeError with a line for each problem that says what to do.
+    """
     found = tracking.preflight(recipe.track) + _carbon(recipe)
     if recipe.hub is not None:
         found += _licence(recipe)
@@ -25,7 +28,8 @@ def problems(recipe: Recipe) -> list[str]:
         RunFolder(Path(recipe.output)).probe()
     except FinetuneError as error:
         found.append(str(error))
-    return found
+    if found:
+        raise RecipeError("\n".join(found))
 
 
 def _licence(recipe: Recipe) -> list[str]:

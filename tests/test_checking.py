@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from finetune import checking, data, model
-from finetune.errors import ModelError
+from finetune.errors import FinetuneError, ModelError
 from finetune.events import Events
 from finetune.recipe import load
 
@@ -98,3 +99,38 @@ def test_weights_that_cannot_be_used_are_refused_each_time(recipe):
     for _ in range(2):
         with pytest.raises(ModelError, match="damaged"):
             check(recipe)
+
+
+def test_settings_that_the_model_cannot_be_trained_with_are_found(recipe, monkeypatch):
+    check(recipe)
+    monkeypatch.setattr(transformers.BertForSequenceClassification, "supports_gradient_checkpointing", False)
+    with pytest.raises(ModelError) as caught:
+        check(recipe, "model.lora.targets=[query, nope]", "train.gradient_checkpointing=true")
+    assert str(caught.value).splitlines() == [
+        "model.lora.targets: no linear layer is named nope; there are dense, key, query, value",
+        "train.gradient_checkpointing: transformers cannot recompute the layers of BertForSequenceClassification;"
+        " remove the key",
+    ]
+
+
+def test_mistakes_of_all_parts_are_told_together(recipe):
+    folder = recipe.parent
+    (folder / "train.csv").write_text("text,label\nfilm,pos\nthe plot,neg\n")
+    (folder / "validation.csv").write_text("text,label\nfilm,negg\n")
+    (folder / "test.csv").write_text("text,label\nfilm,pos\nthe plot\n")
+    settings = ["carbon.country=FRX", "model.checkpoint=./nowhere", "evaluate.metrics=[accuracy, acuracy]"]
+    with pytest.raises(FinetuneError) as caught:
+        check(recipe, *settings)
+    found = str(caught.value)
+    assert "carbon.country: CodeCarbon knows no grid of 'FRX'" in found
+    assert "nowhere is not a folder with a config.json" in found
+    assert "test.csv, line 3: expected 2 cells, found 1" in found
+    assert "did you mean 'neg'?" in found
+
+    for split in ("validation", "test"):
+        (folder / f"{split}.csv").write_text("text,label\nfilm,pos\n")
+    with pytest.raises(FinetuneError) as caught:
+        check(recipe, *settings)
+    found = str(caught.value)
+    assert "nowhere is not a folder with a config.json" in found
+    assert "evaluate.metrics: 'acuracy' is no metric of ours" in found

@@ -12,6 +12,7 @@ from finetune.audit import gold_answers, labels
 from finetune.audit.findings import SHOWN_ROWS, Findings, hashes, inputs
 from finetune.audit.survey import survey
 from finetune.data import subset
+from finetune.data.problems import Problems
 from finetune.recipe import Recipe
 from finetune.rows import Rows, from_arrow, to_arrow
 
@@ -20,13 +21,15 @@ __all__ = ["Findings", "examine", "rows", "survey"]
 UNIQUE = "answers are told apart by their id: make it unique, or name data.columns without it"
 
 
-def rows(recipe: Recipe, splits: dict[str, Rows]) -> Findings:
+def rows(recipe: Recipe, splits: dict[str, Rows], problems: Problems | None = None) -> Findings:
     """The rows ready for use: without hidden splits, and without empty texts in train.
 
-    Raises DataError with all errors.
+    problems: of splits that are missing here. Raises DataError with these and all errors.
     """
     findings = examine(recipe, splits)
-    findings.problems.check("data")
+    problems = problems or Problems()
+    problems.extend(findings.problems)
+    problems.check("data")
     return findings
 
 

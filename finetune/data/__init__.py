@@ -27,7 +27,7 @@ from finetune.recipe.tables import EXTRA_ROLES, ROLE_SETS
 from finetune.rows import KEPT, Rows, take_batches
 from finetune.store import cache_folder, entry, key_of
 
-__all__ = ["cache_folder", "encode", "load", "subset", "task_code"]
+__all__ = ["cache_folder", "collect", "encode", "load", "subset", "task_code"]
 
 FORMAT = 1  # of cache entries; another number leaves the old ones aside
 ENCODE_ROWS = 2000
@@ -56,6 +56,16 @@ class _Local:
 
 def load(recipe: Recipe) -> dict[str, Rows]:
     """Our split names -> rows, as `recipe.data` says. Raises DataError with the problems of all splits."""
+    loaded, problems = collect(recipe)
+    problems.check("data")
+    return loaded
+
+
+def collect(recipe: Recipe) -> tuple[dict[str, Rows], Problems]:
+    """As `load`, but with the problems beside the splits that have none, which are whole then: neither cut nor limited.
+
+    Raises DataError when no split can be told.
+    """
     data = recipe.data
     local = not isinstance(data.path, str) or is_local(data.path)
     given: _Local | HubSet = _Local(recipe) if local else HubSet(str(data.path), data.name, data.revision)
@@ -69,12 +79,13 @@ def load(recipe: Recipe) -> dict[str, Rows]:
             continue
         except DataError as error:
             problems.add("unusable splits", str(error))
-    problems.check("data")
+    if problems:
+        return loaded, problems
     for ours, part in shares.items():
         loaded["train"], loaded[ours] = _cut(recipe, loaded["train"], ours, part)
     for ours, size in (data.limit or {}).items():
         loaded[ours] = _limit(loaded, ours, size)
-    return {ours: loaded[ours] for ours in data.splits if ours in loaded}
+    return {ours: loaded[ours] for ours in data.splits if ours in loaded}, problems
 
 
 def _requested(recipe: Recipe, given: _Local | HubSet) -> tuple[dict[str, str], dict[str, float]]:

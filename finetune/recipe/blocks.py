@@ -40,7 +40,7 @@ class LoraBlock(Block):
     targets: Annotated[
         Literal["auto"] | Annotated[list[Text], Field(min_length=1)], Expect("auto or a list of module names")
     ] = "auto"
-    """Names of the linear layers that get adapters; auto: those PEFT knows for the architecture."""
+    """Names of the linear layers that get adapters; auto: all of the checkpoint but poolers and heads."""
 
 
 class ModelBlock(Block):
