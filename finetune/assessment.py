@@ -28,10 +28,9 @@ from finetune import (
     session,
     tasks,
 )
-from finetune.analysis.directional import pairs_of
 from finetune.analysis.slices import column_problem
 from finetune.carbon import Carbon
-from finetune.errors import DataError, ModelError
+from finetune.errors import Attempts, DataError, ModelError
 from finetune.events import Events
 from finetune.features import Features
 from finetune.folder import RunFolder
@@ -63,15 +62,20 @@ def evaluate(
     started = _now()
     hardware.reset_peak_memory()
     task_class = tasks.of(recipe.task)
-    found, loaded = _load(recipe, checkpoint, task_class)
-    splits = audit.rows(recipe, data.load(recipe)).splits
+    attempts = Attempts()
+    given = attempts(lambda: _load(recipe, checkpoint, task_class))
+    findings = attempts(lambda: audit.rows(recipe, *data.collect(recipe)))
+    attempts.check()
+    assert given is not None
+    assert findings is not None
+    (found, loaded), splits = given, findings.splits
     name = _split(split, splits)
     rows = splits[name]
     own = _own_labels(loaded)
     task = _task(recipe, task_class, loaded, splits, labels or {}, checkpoint)
     task.max_length = pretrained.longest_input(loaded.model.config, loaded.tokenizer, recipe.data.max_length)
     task.fit_to(loaded.model.config, loaded.tokenizer)
-    pairs_of(recipe, rows, task.labels)  # a bad file is found before the model runs
+    preparation.check_evaluation(recipe, task, rows)
     features = preparation.encode({name: rows}, task, loaded.tokenizer, events)[name]
     accelerator = session.build_accelerator("fp32")
     torch.set_num_threads(hardware.threads_for(accelerator.num_processes))

@@ -16,7 +16,7 @@ from finetune.rows import Rows
 from finetune.store import key_of
 from finetune.tasks.base import Task
 
-__all__ = ["Prepared", "encode", "encode_now", "facts", "inputs", "prepare"]
+__all__ = ["Prepared", "check_evaluation", "encode", "encode_now", "facts", "inputs", "prepare"]
 
 Loaded = tuple[pretrained.Checkpoint, Any, Any]  # with its config and tokenizer
 
@@ -43,8 +43,8 @@ def prepare(recipe: Recipe, events: Events) -> Prepared:
     findings = attempts(lambda: audit.rows(recipe, *data.collect(recipe)))
     task = None if findings is None else attempts(lambda: _task(recipe, findings.splits, loaded))
     if task is not None and findings is not None:
-        attempts(lambda: _check_evaluation(recipe, task, findings.splits))
-        attempts(lambda: pairs_of(recipe, next(iter(findings.splits.values())), task.labels))
+        attempts(lambda: check_evaluation(recipe, task, next(iter(findings.splits.values()))))
+        attempts(lambda: _check_calibration(recipe, findings.splits))
         attempts(lambda: None if loaded is None else _fit(recipe, task, loaded))
     attempts.check()
     assert loaded is not None
@@ -83,14 +83,13 @@ def _task(recipe: Recipe, splits: dict[str, Rows], loaded: Loaded | None) -> Tas
     return task
 
 
-def _check_evaluation(recipe: Recipe, task: Task, splits: dict[str, Rows]) -> None:
-    """Raises RecipeError when a metric is none of this task, or when there are no rows to calibrate on."""
+def check_evaluation(recipe: Recipe, task: Task, rows: Rows) -> None:
+    """What only comes into play once a model has run. Raises RecipeError for metrics, DataError for pairs of texts."""
     attempts = Attempts()
-    if task.metric_kind is not None:
+    if (kind := task.metric_kind) is not None:
         wanted = [*(recipe.evaluate.metrics or []), recipe.evaluate.select_on or task.default_metric()]
-        kind = task.metric_kind
         attempts(lambda: metrics.check_names([name for name in wanted if name != "loss"], kind))
-    attempts(lambda: _check_calibration(recipe, splits))
+    attempts(lambda: pairs_of(recipe, rows, task.labels))
     attempts.check()
 
 

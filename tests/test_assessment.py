@@ -15,7 +15,7 @@ import tiny_run
 
 import finetune
 from finetune import assessment, tasks
-from finetune.errors import ModelError
+from finetune.errors import ModelError, RecipeError
 from finetune.record import RunRecord
 
 ROOT = Path(__file__).parents[1]
@@ -228,6 +228,19 @@ def test_a_checkpoint_that_is_none_or_cannot_write_is_named_by_its_option(tmp_pa
     saved = "is saved as BertForSequenceClassification; it has no trained head for this task; fine-tune"
     with pytest.raises(ModelError, match=saved):
         assessment.evaluate(recipe, str(classifier))
+
+
+def test_metrics_and_files_are_looked_at_before_the_model_runs(tmp_path, classifier, rows, monkeypatch):
+    monkeypatch.setattr(assessment, "_predict", lambda *_: pytest.fail("the model ran"))
+    path = recipe(tmp_path, rows)
+    names = dict(zip(tiny_export.LABELS, GOLD, strict=True))
+    with pytest.raises(RecipeError, match=r"evaluate\.metrics: 'acuracy' is no metric of ours"):
+        assessment.evaluate(finetune.load_recipe(path, ["evaluate.metrics=[acuracy]"]), str(classifier), labels=names)
+    (tmp_path / "test.csv").write_text("text,label\nfilm\n")
+    with pytest.raises(ModelError) as caught:
+        evaluate(path, tmp_path / "nowhere")
+    assert len(str(caught.value).splitlines()) == 2
+    assert "test.csv, line 2: expected 2 cells, found 1" in str(caught.value)
 
 
 def recipe_of(folder, checkpoint, task):

@@ -249,9 +249,7 @@ def test_cheap_adapters_compute_what_peft_does_and_are_undone(dropout, tmp_path,
 
 def test_lora_targets_that_name_nothing_are_refused(tmp_path, tiny_checkpoint):
     found = loaded(prepared(tmp_path, tiny_checkpoint))
-    with pytest.raises(
-        ModelError, match=r"model.lora.targets: no linear layer is named q_proj; there are .*query"
-    ):
+    with pytest.raises(ModelError, match=r"model.lora.targets: no linear layer is named q_proj; there are .*query"):
         lora.add_lora(found.model, found.head_swap, LoraBlock(targets=["query", "q_proj"]), seed=0)
 
 
