@@ -10,7 +10,7 @@ from finetune import checkpoint, evaluation, loop
 from finetune.carbon import Carbon
 from finetune.checkpoint import Snapshot
 from finetune.job import Job
-from finetune.preparation import Prepared, inputs
+from finetune.preparation import Prepared, commits, inputs
 from finetune.session import SaveSchedule, agree_on
 from finetune.tracking import Tracking
 
@@ -27,7 +27,7 @@ class Callbacks:
         self, job: Job, ready: Prepared, meter: Carbon, tracking: Tracking | None, chosen: dict[str, Any]
     ) -> None:
         self.job, self.ready, self.meter, self.tracking, self.chosen = job, ready, meter, tracking, chosen
-        self.inputs = inputs(ready)
+        self.inputs, self.commits = inputs(ready), commits(ready)
         self.saves: SaveSchedule | None = None
 
     def schedule(self, every: int | str, net: Any) -> Callable[[int], bool]:
@@ -98,6 +98,7 @@ class Callbacks:
         progress.carried = {
             "chosen": self.chosen,
             "inputs": self.inputs,
+            "commits": self.commits,
             "versions": self.job.record.versions,
             "emissions": self.meter.snapshot().model_dump(),
             "tracking": {} if self.tracking is None else {k: v.model_dump() for k, v in self.tracking.ids().items()},

@@ -16,7 +16,7 @@ from finetune.rows import Rows
 from finetune.store import key_of
 from finetune.tasks.base import Task
 
-__all__ = ["Prepared", "check_evaluation", "encode", "encode_now", "facts", "inputs", "prepare"]
+__all__ = ["Prepared", "check_evaluation", "commits", "encode", "encode_now", "facts", "inputs", "prepare"]
 
 Loaded = tuple[pretrained.Checkpoint, Any, Any]  # with its config and tokenizer
 
@@ -120,6 +120,7 @@ def facts(rows: Rows, features: Features) -> SplitFacts:
     """What run.json says of one split."""
     return SplitFacts(
         source=rows.source,
+        revision=rows.commit,
         rows=len(rows),
         fingerprint=rows.fingerprint,
         dropped={reason: len(ids) for reason, ids in rows.dropped.items()},
@@ -136,6 +137,12 @@ def inputs(ready: Prepared) -> dict[str, str]:
     """
     rows = {f"data.splits.{name}": one.fingerprint for name, one in ready.splits.items()}
     return rows | {"model.checkpoint": key_of(pretrained.file_hashes(ready.checkpoint))}
+
+
+def commits(ready: Prepared) -> dict[str, str]:
+    """Recipe key -> the commit that a Hub had under what the recipe names."""
+    found = {"data.revision": next(iter(ready.splits.values())).commit, "model.revision": ready.checkpoint.revision}
+    return {key: commit for key, commit in found.items() if commit is not None}
 
 
 def encode_now(rows: Rows, task: Task, tokenizer: Any) -> Features:

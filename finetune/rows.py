@@ -35,6 +35,7 @@ class Rows:
     unused: tuple[str, ...] = ()  # columns of the source that no role reads
     places: pa.Table | None = None  # columns `file` int32 (index into `files`) and `line` int64
     files: tuple[str, ...] = ()  # how a place in each file is written, without its number: "data/train.csv, line"
+    commit: str | None = None  # of the set, where a Hub gave one
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

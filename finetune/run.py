@@ -280,10 +280,11 @@ def _require_same(job: Job, ready: Prepared, carried: dict[str, Any]) -> None:
     now = inputs(ready)
     changed = [key for key, digest in carried.get("inputs", now).items() if now.get(key) != digest]
     if changed:
+        pins = " ".join(f"{key}={commit}" for key, commit in carried.get("commits", {}).items())
+        remedy = f"add {pins} to go on with the Hub's earlier commits" if pins else "put the files back"
         raise OutputError(
-            f"output: {job.folder.path} holds a run that was begun with another content of {', '.join(changed)}; put"
-            " the files back, for what a Hub holds name the earlier commit (data.revision, model.revision), or choose"
-            " another output"
+            f"output: {job.folder.path} holds a run that was begun with another content of {', '.join(changed)};"
+            f" {remedy}, or choose another output"
         )
 
 

@@ -340,6 +340,14 @@ def test_the_library_of_the_hub_reads_the_same():
     assert first.metric_args == {"low": 0.7936, "high": 0.8396, "confidence": 0.95}
 
 
+def test_the_commit_of_the_data_is_the_one_that_was_read():
+    facts = record()
+    facts.data["train"].revision = "0123abcd"
+    card = render(recipe(data={"revision": "main"}), facts, "me/mine")
+    assert "`cornell-movie-review-data/rotten_tomatoes` at revision `0123abcd`." in card
+    assert ModelCard(card).data.eval_results[0].dataset_revision == "0123abcd"
+
+
 def test_metadata_passes_its_own_check_and_names_splits_of_the_source():
     card = render(recipe(data={"splits": {"train": "train", "test": "validation_matched"}}), record())
     assert check_front_matter(card) == []

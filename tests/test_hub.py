@@ -212,7 +212,7 @@ LOAD = """
 import sys
 from finetune import data, recipe
 rows = data.load(recipe.load("recipe.yaml"))["train"]
-print([rows.column("text"), rows.column("label"), rows.class_names, rows.where(0), rows.fingerprint])
+print([rows.column("text"), rows.column("label"), rows.class_names, rows.where(0), rows.fingerprint, rows.commit])
 print("datasets" in sys.modules)
 """
 
@@ -252,6 +252,7 @@ def test_a_set_whose_commit_is_known_is_had_without_datasets(tmp_path, name, con
         first, imported, _ = start()
         assert imported
         assert "'one'" in first
+        assert repo.refs["refs/heads/main"] in first
         assert start() == (first, False, 1)
 
         shutil.rmtree(tmp_path / "cache" / "rows")  # the rows are read again from what `datasets` has on disk

@@ -14,6 +14,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from finetune.card.figures import score
 from finetune.card.public_names import (
     base_model,
+    data_revision,
     dataset_id,
     dataset_name,
     metric_name,
@@ -91,7 +92,7 @@ def _model_index(recipe: Recipe, record: RunRecord, model_id: str | None) -> lis
     results = [
         {
             "task": {"type": model.pipeline, "name": model.pipeline.replace("-", " ")},
-            "dataset": _dataset(recipe, split),
+            "dataset": _dataset(recipe, record, split),
             "metrics": [
                 _metric(name, interval, record.results[split], model.pipeline)
                 for name, interval in record.results[split].metrics.items()
@@ -104,7 +105,7 @@ def _model_index(recipe: Recipe, record: RunRecord, model_id: str | None) -> lis
     return [{"name": model_name(recipe, model_id), "results": complete}] if complete else None
 
 
-def _dataset(recipe: Recipe, split: str) -> dict[str, str]:
+def _dataset(recipe: Recipe, record: RunRecord, split: str) -> dict[str, str]:
     name = dataset_name(recipe)
     found = dataset_id(recipe)
     theirs = next((value for name, value in (recipe.data.splits or {}).items() if found and name == split), None)
@@ -113,7 +114,7 @@ def _dataset(recipe: Recipe, split: str) -> dict[str, str]:
         "name": name,
         "config": recipe.data.name if found else None,
         "split": theirs if isinstance(theirs, str) else split,
-        "revision": recipe.data.revision if found else None,
+        "revision": data_revision(recipe, record) if found else None,
     }
     return {key: value for key, value in fields.items() if value is not None}
 

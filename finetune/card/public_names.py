@@ -11,9 +11,11 @@ from ruamel.yaml import YAML
 from finetune.recipe import Recipe, is_local
 from finetune.recipe.tables import ONLY_FOR
 from finetune.recipe.yaml_lines import dump
+from finetune.record import RunRecord
 
 __all__ = [
     "base_model",
+    "data_revision",
     "dataset_id",
     "dataset_name",
     "hub_id",
@@ -80,6 +82,11 @@ def base_model(recipe: Recipe) -> str | None:
 def dataset_id(recipe: Recipe) -> str | None:
     """The Hub id of the data set, or None for local data."""
     return hub_id(recipe.data.path)
+
+
+def data_revision(recipe: Recipe, record: RunRecord) -> str | None:
+    """The commit of the data set that was read, else what the recipe names."""
+    return next((facts.revision for facts in record.data.values() if facts.revision), recipe.data.revision)
 
 
 def dataset_name(recipe: Recipe) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from finetune.card.figures import count, duration, share, size
 from finetune.card.markdown import HUB, bullets, code, link, table, text
 from finetune.card.pictures import CURVES, pictures
-from finetune.card.public_names import base_model, dataset_id, hub_id, place_name, source_name
+from finetune.card.public_names import base_model, data_revision, dataset_id, hub_id, place_name, source_name
 from finetune.recipe import Recipe
 from finetune.record import ModelFacts, Names, RunRecord, SplitFacts
 
@@ -27,8 +27,8 @@ def training_data(recipe: Recipe, record: RunRecord) -> str:
     prints = [f"{text(name)}: {code(facts.fingerprint)}" for name, facts in record.data.items()]
     parts = ["## Training data"]
     data = dataset_id(recipe)
-    if data and recipe.data.revision:
-        parts.append(f"{code(data)} at revision {code(recipe.data.revision)}.")
+    if data and (revision := data_revision(recipe, record)):
+        parts.append(f"{code(data)} at revision {code(revision)}.")
     if rows:
         parts += [table(header, rows, right=[2, 4]), "Fingerprints (SHA-256 of the rows and of what selected them):"]
         parts.append(bullets(prints))

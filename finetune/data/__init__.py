@@ -42,6 +42,8 @@ class _Refused(Exception):  # noqa: N818  (carries nothing: the problems are alr
 class _Local:
     """The splits of local files."""
 
+    commit = None
+
     def __init__(self, recipe: Recipe) -> None:
         self._found = find(recipe)
         self.names = list(self._found)
@@ -74,7 +76,8 @@ def collect(recipe: Recipe) -> tuple[dict[str, Rows], Problems]:
     loaded: dict[str, Rows] = {}
     for ours, theirs in wanted.items():
         try:
-            loaded[ours] = _rows(recipe, ours, given.sources(theirs), problems)
+            rows = _rows(recipe, ours, given.sources(theirs), problems)
+            loaded[ours] = replace(rows, commit=given.commit)
         except _Refused:
             continue
         except DataError as error:

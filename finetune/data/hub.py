@@ -83,7 +83,7 @@ class HubSet:
             self._memo = earlier
         else:
             self._memo = self._look_up(earlier)
-        self.title, self.names = self._memo.title, self._memo.names
+        self.title, self.names, self.commit = self._memo.title, self._memo.names, self._memo.commit
 
     def sources(self, split: str) -> list[HubSplit] | list[File]:
         """The sources of one of `names`, or of a slice of some. Raises DataError for a slice that is none."""

@@ -71,6 +71,7 @@ class SplitFacts(Part):
     """One split as it was used."""
 
     source: str = ""  # what the recipe named: Hub id or file names, never an absolute path
+    revision: str | None = None  # the commit that was read, where the Hub gave one
     rows: int
     fingerprint: str
     dropped: dict[str, int] = Field(default_factory=dict)  # reason -> rows

@@ -29,7 +29,7 @@ def data(recipe: Recipe, record: RunRecord) -> Section:
     rows = [
         [
             name,
-            facts.source,
+            facts.source + (f" at {facts.revision}" if facts.revision else ""),
             count(facts.rows),
             "–" if facts.windows is None else count(facts.windows),
             _cut(facts),
