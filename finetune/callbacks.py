@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from finetune import checkpoint, evaluation, loop
+from finetune import checkpoint, evaluation, hardware, loop
 from finetune.carbon import Carbon
 from finetune.checkpoint import Snapshot
 from finetune.job import Job
@@ -99,7 +99,7 @@ class Callbacks:
             "chosen": self.chosen,
             "inputs": self.inputs,
             "commits": self.commits,
-            "versions": self.job.record.versions,
+            "surroundings": hardware.surroundings(),
             "emissions": self.meter.snapshot().model_dump(),
             "tracking": {} if self.tracking is None else {k: v.model_dump() for k, v in self.tracking.ids().items()},
         }

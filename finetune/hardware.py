@@ -28,6 +28,7 @@ __all__ = [
     "refuse_impossible_precision",
     "reset_peak_memory",
     "seconds_since_start",
+    "surroundings",
     "threads_for",
     "versions",
 ]
@@ -54,6 +55,14 @@ def versions() -> dict[str, str]:
     """Versions of Python, of this package and of the libraries that decide the numbers."""
     found = {"python": platform.python_version(), "headswap": _version("headswap")}
     return found | {name: _version(name) for name in PACKAGES}
+
+
+def surroundings() -> dict[str, str]:
+    """All outside a run that its bits depend on: versions, the kind of processor and of GPU."""
+    kinds = {"processor": f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"}
+    if torch.cuda.is_available():
+        kinds["gpu"] = torch.cuda.get_device_name()
+    return versions() | kinds
 
 
 def _version(name: str) -> str:

@@ -269,10 +269,10 @@ def _note_resume(job: Job, progress: Progress) -> None:
     if progress.processes != job.state.num_processes:
         progress.inexact.append(f"world {progress.processes}->{job.state.num_processes} at step {progress.step}")
         progress.processes = job.state.num_processes
-    versions = hardware.versions()
-    for name, earlier in progress.carried.get("versions", {}).items():
-        if versions.get(name) != earlier:
-            progress.inexact.append(f"{name} {earlier}->{versions.get(name)} at step {progress.step}")
+    here = hardware.surroundings()
+    for name, earlier in progress.carried.get("surroundings", here).items():
+        if here.get(name) != earlier:
+            progress.inexact.append(f"{name} {earlier}->{here.get(name, 'none')} at step {progress.step}")
 
 
 def _require_same(job: Job, ready: Prepared, carried: dict[str, Any]) -> None:
