@@ -524,7 +524,8 @@ class Letters:
 
 
 @pytest.fixture
-def rows(tmp_path) -> Rows:
+def rows(tmp_path, monkeypatch) -> Rows:
+    monkeypatch.setattr(data, "ENCODE_ROWS", 2_000)
     write(tmp_path, "a.csv", as_csv([f"text {i}" for i in range(5000)]))
     return train(tmp_path, "./a.csv")
 
@@ -591,6 +592,7 @@ class Slow(Letters):
             file.write("x")
         time.sleep(0.2)
         return super().encode(batch, tokenizer)
+data.ENCODE_ROWS = 2_000
 rows = data.load(recipe.load("recipe.yaml"))["train"]
 features = data.encode(rows, Slow(), 0, "0")
 print(features.cached, len(features), int(features.scalars["row"][-1]))

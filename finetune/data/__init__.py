@@ -30,7 +30,7 @@ from finetune.store import cache_folder, entry, key_of
 __all__ = ["cache_folder", "collect", "encode", "load", "subset", "task_code"]
 
 FORMAT = 1  # of cache entries; another number leaves the old ones aside
-ENCODE_ROWS = 2000
+ENCODE_ROWS = 20_000  # a word is tokenized once for all of them
 ENCODE_BYTES = 8 << 20  # of rows; their features take several times as much
 COPY_BYTES = 64 << 20  # a larger selection of rows goes to disk
 

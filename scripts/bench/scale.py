@@ -36,8 +36,9 @@ def _measure(rows: int, checkpoint: str) -> dict[str, Any]:
         _write_rows(folder / "test.jsonl", 200)
         stages: dict[str, dict[str, float]] = {}
         tokens = _stages(_recipe(folder, checkpoint), stages)
-    seconds = stages["encode"]["seconds"]
-    return {"rows": rows, "tokens": tokens, "encoded_tokens_per_second": tokens / seconds, "stages": stages}
+    encode = stages["encode"]
+    speed = {f"encoded_tokens_per_{unit[:-1]}": tokens / encode[unit] for unit in ("seconds", "cpu_seconds")}
+    return {"rows": rows, "tokens": tokens} | speed | {"stages": stages}
 
 
 def _write_rows(path: Path, rows: int) -> None:
@@ -91,7 +92,7 @@ def _stages(recipe: Any, stages: dict[str, dict[str, float]]) -> int:
     with _stage(stages, "train"):  # the whole command, on rows and features that are in the cache
         record = train(recipe)
     assert record.training is not None
-    stages[f"{STEPS} steps of it"] = {"seconds": record.training.seconds, "peak_bytes": stages["train"]["peak_bytes"]}
+    stages[f"{STEPS} steps of it"] = stages["train"] | {"seconds": record.training.seconds}
     return int(features.lengths.sum())
 
 
@@ -106,14 +107,14 @@ def _stage(stages: dict[str, dict[str, float]], name: str) -> Iterator[None]:
 
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     try:
         yield
     finally:
-        seconds = time.perf_counter() - started
+        seconds, used = time.perf_counter() - started, time.process_time() - used
         done.set()
         sampler.join()
-        stages[name] = {"seconds": seconds, "peak_bytes": max(peak[0], _anonymous_bytes())}
+        stages[name] = {"seconds": seconds, "cpu_seconds": used, "peak_bytes": max(peak[0], _anonymous_bytes())}
 
 
 def _anonymous_bytes() -> int:
@@ -126,9 +127,13 @@ def _anonymous_bytes() -> int:
 def render(found: list[dict[str, Any]]) -> str:
     """Markdown: a row for each size, seconds and peak megabytes of each stage."""
     stages = list(found[0]["stages"])
-    header = ["rows", *(f"{name}, s (MB)" for name in stages), "encoded tokens/s"]
+    header = ["rows", *(f"{name}, s (MB)" for name in stages), "encoded tokens/s (of one core)"]
     lines = [f"| {' | '.join(header)} |", f"| {' | '.join(['---:'] * len(header))} |"]
     for each in found:
         cells = [f"{s['seconds']:.1f} ({s['peak_bytes'] / 1e6:.0f})" for s in map(each["stages"].get, stages)]
-        lines.append(f"| {each['rows']:,} | {' | '.join(cells)} | {each['encoded_tokens_per_second']:,.0f} |")
+        lines.append(f"| {each['rows']:,} | {' | '.join(cells)} | {_speed(each)} |")
     return "\n".join(lines)
+
+
+def _speed(each: dict[str, Any]) -> str:
+    return f"{each['encoded_tokens_per_second']:,.0f} ({each['encoded_tokens_per_cpu_second']:,.0f})"
