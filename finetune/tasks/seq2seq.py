@@ -14,7 +14,7 @@ from finetune import metrics
 from finetune.analysis import texts as text_analysis
 from finetune.analysis.slices import RowScores
 from finetune.errors import ModelError
-from finetune.features import Features
+from finetune.features import Features, Ragged
 from finetune.record import Analysis, Interval, SplitResults
 from finetune.rows import Rows
 from finetune.scoring.texts import text_scores
@@ -115,19 +115,22 @@ class Seq2SeqTask(Task):
             "target_truncated": cut,
         }
 
-    def _targets(self, texts: list[str], tokenizer: Any) -> tuple[list[list[int]], list[bool]]:
+    def _targets(self, texts: list[str], tokenizer: Any) -> tuple[Ragged, np.ndarray]:
         """Labels, and whether a target was cut at `max_target_length`.
 
         A BERT-like tokenizer opens every text with the token that the decoder starts with anyway: it is left out.
         """
-        found = tokenizer(text_target=texts, truncation=True, max_length=self.max_target_length)["input_ids"]
-        full = [number for number, ids in enumerate(found) if len(ids) >= self.max_target_length]
-        cut = [False] * len(texts)
-        if full:
-            whole = tokenizer(text_target=[texts[number] for number in full], verbose=False)["input_ids"]
-            for number, ids in zip(full, whole, strict=True):
-                cut[number] = len(ids) > self.max_target_length
-        return [ids[1:] if len(ids) > 1 and ids[0] == self.start else ids for ids in found], cut
+        if hasattr(tokenizer, "_switch_to_target_mode"):  # targets in another language are another matter than sources
+            found, cut = _in_target_mode(tokenizer, texts, self.max_target_length)
+        else:
+            found, _, cut = encode_texts(tokenizer, texts, None, self.max_target_length)
+        starts, lengths = found.offsets[:-1], np.diff(found.offsets)
+        opened = np.flatnonzero(lengths > 1)
+        opened = opened[found.values[starts[opened]] == self.start]
+        kept = np.ones(len(found.values), dtype=bool)
+        kept[starts[opened]] = False
+        lengths[opened] -= 1
+        return Ragged(found.values[kept], np.concatenate([[0], np.cumsum(lengths)])), cut
 
     def widths(self, features: Features) -> np.ndarray:
         return np.stack([features.lengths, features.sequences["labels"].lengths], axis=1)
@@ -346,3 +349,14 @@ class Seq2SeqTask(Task):
 
         shutil.copyfile(str(text_to_text.__file__), folder / "text_to_text.py")
         self._generation(GenerationConfig.from_pretrained(folder)).save_pretrained(folder)
+
+
+def _in_target_mode(tokenizer: Any, texts: list[str], max_length: int) -> tuple[Ragged, np.ndarray]:
+    """The ids of targets for a tokenizer that writes them in another way than sources, and whether they were cut."""
+    found = tokenizer(text_target=texts, truncation=True, max_length=max_length)["input_ids"]
+    full = [number for number, ids in enumerate(found) if len(ids) >= max_length]
+    cut = np.zeros(len(texts), dtype=bool)
+    if full:
+        whole = tokenizer(text_target=[texts[number] for number in full], verbose=False)["input_ids"]
+        cut[full] = [len(ids) > max_length for ids in whole]
+    return Ragged.of(found), cut

@@ -77,6 +77,20 @@ def test_targets_that_the_tokenizer_changes_are_counted(tmp_path, t5):
     assert any("1 of the first 2 targets are not what they were" in note for note in ready.audit.notes)
 
 
+@pytest.mark.parametrize("name", [*material.FAMILIES, "encoder-decoder"])
+def test_labels_are_what_the_tokenizer_makes_of_targets(tmp_path, tiny_checkpoint, name):
+    checkpoint = tiny_checkpoint if name == "encoder-decoder" else material.save_family(tmp_path / name, name)
+    extra = {"model": "  decoder: same"} if name == "encoder-decoder" else {}
+    targets = ["good film", "bad", "the plot was " * 7]
+    ready = prepared(tmp_path, checkpoint, [("good", target) for target in targets], **extra)
+    tokenizer, task = ready.tokenizer, ready.task
+    expected = tokenizer(text_target=targets, truncation=True, max_length=task.max_target_length)["input_ids"]
+    opened = [ids[1:] if ids[0] == task.start else ids for ids in expected]
+    labels = ready.features["train"].sequences["labels"]
+    assert [labels[row].tolist() for row in range(3)] == opened
+    assert ready.features["train"].scalars["target_truncated"].tolist() == [False, False, True]
+
+
 def test_an_empty_target_is_refused_with_its_row(tmp_path, t5):
     with pytest.raises(DataError, match=r"(?s)train.jsonl.*line 2.*target: empty"):
         prepared(tmp_path, t5, [("good", "bad"), ("a", "  ")])
