@@ -1,7 +1,7 @@
 """Checkpoints of a run: complete or absent, verified before use, exact.
 
     checkpoints/step-00000200/
-      weights.safetensors     trainable weights
+      weights.safetensors     trainable weights; of the word embedding, the rows that are trained
       optimizer.safetensors   AdamW's tensors, named "<parameter>/<tensor>"
       best.safetensors        trainable weights of the best step so far, when that is not this step
       state.json              counters and all else that is not a tensor
@@ -31,7 +31,7 @@ from finetune.store import content_sha256
 
 __all__ = ["Progress", "Snapshot", "latest", "name_of", "prune", "read", "save", "steps_on_disk", "storage_errors"]
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "MANIFEST.json"
 Tensors = dict[str, torch.Tensor]
 
