@@ -18,7 +18,7 @@ from finetune.tasks.base import Task
 
 __all__ = ["Prepared", "check_evaluation", "commits", "encode", "encode_now", "facts", "inputs", "prepare"]
 
-Loaded = tuple[pretrained.Checkpoint, Any, Any]  # with its config and tokenizer
+Pretrained = tuple[pretrained.Checkpoint, Any, Any]  # with its config and tokenizer
 
 
 @dataclass
@@ -64,13 +64,13 @@ def prepare(recipe: Recipe, events: Events) -> Prepared:
     return Prepared(recipe, found, config, tokenizer, task, findings.splits, features, surveyed)
 
 
-def _checkpoint(recipe: Recipe, task: type[Task]) -> Loaded:
+def _checkpoint(recipe: Recipe, task: type[Task]) -> Pretrained:
     found = pretrained.find_checkpoint(recipe)
     config = pretrained.read_config(found, task, needs_weights=recipe.model.init == "pretrained")
     return found, config, pretrained.load_tokenizer(found, config)
 
 
-def _task(recipe: Recipe, splits: dict[str, Rows], loaded: Loaded | None) -> Task:
+def _task(recipe: Recipe, splits: dict[str, Rows], loaded: Pretrained | None) -> Task:
     """The task with its labels, those of a head that is kept in their own order."""
     task_class = tasks.of(recipe.task)
     task = task_class.from_rows(recipe, splits)
@@ -98,7 +98,7 @@ def _check_calibration(recipe: Recipe, splits: dict[str, Rows]) -> None:
         raise RecipeError("evaluate.calibrate: needs validation rows; add data.splits.validation, such as 0.1")
 
 
-def _fit(recipe: Recipe, task: Task, loaded: Loaded) -> None:
+def _fit(recipe: Recipe, task: Task, loaded: Pretrained) -> None:
     """Tell the task what the checkpoint takes. Raises ModelError."""
     _, config, tokenizer = loaded
     task.max_length = pretrained.longest_input(config, tokenizer, recipe.data.max_length)
