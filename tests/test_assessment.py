@@ -234,8 +234,8 @@ def test_metrics_and_files_are_looked_at_before_the_model_runs(tmp_path, classif
     monkeypatch.setattr(assessment, "_predict", lambda *_: pytest.fail("the model ran"))
     path = recipe(tmp_path, rows)
     names = dict(zip(tiny_export.LABELS, GOLD, strict=True))
-    with pytest.raises(RecipeError, match=r"evaluate\.metrics: 'acuracy' is no metric of ours"):
-        assessment.evaluate(finetune.load_recipe(path, ["evaluate.metrics=[acuracy]"]), str(classifier), labels=names)
+    with pytest.raises(RecipeError, match=r"evaluate\.metrics: 'Acuracy' is no metric of ours"):
+        assessment.evaluate(finetune.load_recipe(path, ["evaluate.metrics=[Acuracy]"]), str(classifier), labels=names)
     (tmp_path / "test.csv").write_text("text,label\nfilm\n")
     with pytest.raises(ModelError) as caught:
         evaluate(path, tmp_path / "nowhere")

@@ -118,7 +118,7 @@ def test_mistakes_of_all_parts_are_told_together(recipe):
     (folder / "train.csv").write_text("text,label\nfilm,pos\nthe plot,neg\n")
     (folder / "validation.csv").write_text("text,label\nfilm,negg\n")
     (folder / "test.csv").write_text("text,label\nfilm,pos\nthe plot\n")
-    settings = ["carbon.country=FRX", "model.checkpoint=./nowhere", "evaluate.metrics=[accuracy, acuracy]"]
+    settings = ["carbon.country=FRX", "model.checkpoint=./nowhere", "evaluate.metrics=[accuracy, Acuracy]"]
     with pytest.raises(FinetuneError) as caught:
         check(recipe, *settings)
     found = str(caught.value)
@@ -133,4 +133,4 @@ def test_mistakes_of_all_parts_are_told_together(recipe):
         check(recipe, *settings)
     found = str(caught.value)
     assert "nowhere is not a folder with a config.json" in found
-    assert "evaluate.metrics: 'acuracy' is no metric of ours" in found
+    assert "evaluate.metrics: 'Acuracy' is no metric of ours" in found
