@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from finetune import checkpoint, evaluation, hardware, loop
+from finetune import checkpoint, evaluation, loop
 from finetune.carbon import Carbon
 from finetune.checkpoint import Snapshot
 from finetune.job import Job
-from finetune.preparation import Prepared, commits, inputs
+from finetune.preparation import Prepared
 from finetune.session import SaveSchedule, agree_on
 from finetune.tracking import Tracking
 
@@ -24,10 +24,10 @@ class Callbacks:
     select_on: str
 
     def __init__(
-        self, job: Job, ready: Prepared, meter: Carbon, tracking: Tracking | None, chosen: dict[str, Any]
+        self, job: Job, ready: Prepared, meter: Carbon, tracking: Tracking | None, carried: dict[str, Any]
     ) -> None:
-        self.job, self.ready, self.meter, self.tracking, self.chosen = job, ready, meter, tracking, chosen
-        self.inputs, self.commits = inputs(ready), commits(ready)
+        self.job, self.ready, self.meter, self.tracking = job, ready, meter, tracking
+        self.carried = carried  # what every checkpoint says, settled before the first step
         self.saves: SaveSchedule | None = None
 
     def schedule(self, every: int | str, net: Any) -> Callable[[int], bool]:
@@ -95,11 +95,7 @@ class Callbacks:
             return
         started = time.perf_counter()
         progress = snapshot.progress
-        progress.carried = {
-            "chosen": self.chosen,
-            "inputs": self.inputs,
-            "commits": self.commits,
-            "surroundings": hardware.surroundings(),
+        progress.carried = self.carried | {
             "emissions": self.meter.snapshot().model_dump(),
             "tracking": {} if self.tracking is None else {k: v.model_dump() for k, v in self.tracking.ids().items()},
         }

@@ -131,12 +131,12 @@ def facts(rows: Rows, features: Features) -> SplitFacts:
 
 
 def inputs(ready: Prepared) -> dict[str, str]:
-    """Recipe key -> a hash of what it stands for at this moment: rows that were read, files that were loaded.
+    """Recipe key -> a hash of what it stands for at this moment: rows that were read, commit or files of a model.
 
     Raises ModelError.
     """
     rows = {f"data.splits.{name}": one.fingerprint for name, one in ready.splits.items()}
-    return rows | {"model.checkpoint": key_of(pretrained.file_hashes(ready.checkpoint))}
+    return rows | {"model.checkpoint": key_of(pretrained.identity(ready.checkpoint))}
 
 
 def commits(ready: Prepared) -> dict[str, str]:

@@ -24,6 +24,7 @@ __all__ = [
     "file_hashes",
     "files",
     "find_checkpoint",
+    "identity",
     "load_tokenizer",
     "locate",
     "longest_input",
@@ -155,13 +156,23 @@ def _check_sha256(checkpoint: Checkpoint, expected: str) -> None:
 
 def file_hashes(checkpoint: Checkpoint) -> list[dict[str, str]]:
     """Name -> sha256 of the files that a model is loaded from, of its folder and its decoder's. Raises ModelError."""
-    folders = [checkpoint.folder, *([] if checkpoint.decoder is None else [checkpoint.decoder.folder])]
+    return [_hashes(part) for part in _parts(checkpoint)]
+
+
+def identity(checkpoint: Checkpoint) -> list[Any]:
+    """As `file_hashes`, with the commit in the place of hashes where a Hub gave one. Raises ModelError."""
+    return [part.revision or _hashes(part) for part in _parts(checkpoint)]
+
+
+def _parts(checkpoint: Checkpoint) -> list[Checkpoint]:
+    return [checkpoint] if checkpoint.decoder is None else [checkpoint, checkpoint.decoder]
+
+
+def _hashes(part: Checkpoint) -> dict[str, str]:
     try:
-        return [
-            {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if _is_read(path)} for folder in folders
-        ]
+        return {path.name: file_sha256(path) for path in sorted(part.folder.iterdir()) if _is_read(path)}
     except OSError as error:
-        raise ModelError(f"model.checkpoint: {checkpoint.name} does not load: {error}") from error
+        raise ModelError(f"model.checkpoint: {part.name} does not load: {error}") from error
 
 
 def _is_read(path: Path) -> bool:

@@ -23,7 +23,7 @@ from finetune.first_position import install_first_position
 from finetune.folder import RunFolder, space_needed
 from finetune.heartbeat import Heartbeat
 from finetune.job import Job
-from finetune.preparation import Prepared, facts, inputs, prepare
+from finetune.preparation import Prepared, commits, facts, inputs, prepare
 from finetune.recipe import Recipe, difference, load
 from finetune.record import Emissions, ModelFacts, RunRecord, Tracker
 from finetune.seen_vocabulary import install_seen_vocabulary, unseen_tokens
@@ -211,7 +211,8 @@ def _train(job: Job) -> RunRecord:
     meter = _meter(job, carried)
     with job.stop.at_once() if job.state.num_processes == 1 else nullcontext():  # nobody waits for this process
         ready = prepare(job.recipe, job.events)
-        _require_same(job, ready, carried)
+        origin = {"inputs": inputs(ready), "commits": commits(ready), "surroundings": hardware.surroundings()}
+        _require_same(job, origin["inputs"], carried)
         loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, job.recipe)
     _describe(job, ready, loaded)
     if job.main:
@@ -220,7 +221,7 @@ def _train(job: Job) -> RunRecord:
     restore_model = _make_cheaper(net, ready, job.state)
     chosen = _choose(job, ready, net, carried)
     tracking = _tracking(job, carried) if job.main else None
-    callbacks = Callbacks(job, ready, meter, tracking, chosen)
+    callbacks = Callbacks(job, ready, meter, tracking, {"chosen": chosen} | origin)
     fit = _fit(job, ready, net, chosen, saved, callbacks)
     fit.restore_model, fit.heart = restore_model, job.heart
     try:
@@ -275,9 +276,8 @@ def _note_resume(job: Job, progress: Progress) -> None:
             progress.inexact.append(f"{name} {earlier}->{here.get(name, 'none')} at step {progress.step}")
 
 
-def _require_same(job: Job, ready: Prepared, carried: dict[str, Any]) -> None:
+def _require_same(job: Job, now: dict[str, str], carried: dict[str, Any]) -> None:
     """Raises OutputError when rows or checkpoint are others than those the run was begun with."""
-    now = inputs(ready)
     changed = [key for key, digest in carried.get("inputs", now).items() if now.get(key) != digest]
     if changed:
         pins = " ".join(f"{key}={commit}" for key, commit in carried.get("commits", {}).items())
