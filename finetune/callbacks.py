@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from finetune import checkpoint, evaluation, loop
+from finetune import checkpoint, evaluation, loop, optim
 from finetune.carbon import Carbon
 from finetune.checkpoint import Snapshot
 from finetune.job import Job
@@ -32,8 +32,7 @@ class Callbacks:
 
     def schedule(self, every: int | str, net: Any) -> Callable[[int], bool]:
         """The function that says when a save is due."""
-        trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
-        self.saves = SaveSchedule(every, expected_bytes=16 * trained)
+        self.saves = SaveSchedule(every, expected_bytes=16 * optim.trained_parameters(net))
         return self.saves.due
 
     def evaluate(self) -> float | None:

@@ -15,13 +15,14 @@ from finetune.events import Events
 from finetune.folder import RunFolder, space_needed
 from finetune.recipe import Recipe
 from finetune.record import Audit, HeadSwap
+from finetune.seen_vocabulary import cuttable, left_out
 from finetune.store import content_sha256, entry, key_of
 
 __all__ = ["Checked", "check"]
 
 SHOWN_WEIGHTS = 6
 PREVIEW_ROWS = 3
-WEIGHTS_CODE = ("checking.py", "decoder.py", "lora.py", "model.py", "pretrained.py")
+WEIGHTS_CODE = ("checking.py", "decoder.py", "lora.py", "model.py", "pretrained.py", "seen_vocabulary.py")
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,25 @@ def check(recipe: Recipe, events: Events) -> Checked:
 
 def _fitting(ready: preparation.Prepared) -> HeadSwap:
     """What the swap of the head does. Raises ModelError, or StorageError when the output has too little space."""
-    head_swap, parameters = _weights(ready)
-    RunFolder(Path(ready.recipe.output)).require_space(space_needed(parameters, ready.recipe))
-    return head_swap
+    facts = _weights(ready)
+    settings = ready.recipe.train
+    if settings is not None:
+        needed = space_needed(facts["parameters"], _trained(ready, facts), settings.keep_last)
+        RunFolder(Path(ready.recipe.output)).require_space(needed)
+    return HeadSwap.model_validate(facts["head_swap"])
 
 
-def _weights(ready: preparation.Prepared) -> tuple[HeadSwap, int]:
-    """Where the weights come from, and how many numbers they hold. Raises ModelError when they cannot be used.
+def _trained(ready: preparation.Prepared, facts: dict[str, Any]) -> int:
+    """About how many numbers a run will train: those of an adapter are known once it is made."""
+    if ready.recipe.model.lora is not None:
+        return int(facts["parameters"] // 10)
+    return int(facts["parameters"] - left_out(facts["word_embedding"], ready.features["train"]))
+
+
+def _weights(ready: preparation.Prepared) -> dict[str, Any]:
+    """What is known of the weights. Raises ModelError when they cannot be used.
+
+    head_swap: where they come from; parameters: their numbers; word_embedding: the `cuttable` table among them.
 
     Weights that were found in order are not loaded again: that, and the import of the model's code, takes longer than
     all the rest of a check whose rows and features are in the cache.
@@ -73,10 +86,13 @@ def _weights(ready: preparation.Prepared) -> tuple[HeadSwap, int]:
 
         del folder  # the facts are all
         loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, ready.recipe)
-        return {"head_swap": loaded.head_swap.model_dump(mode="json"), "parameters": loaded.num_parameters}
+        return {
+            "head_swap": loaded.head_swap.model_dump(mode="json"),
+            "parameters": loaded.num_parameters,
+            "word_embedding": cuttable(loaded.model),
+        }
 
-    facts = entry("weights", _weights_key(ready), build).facts
-    return HeadSwap.model_validate(facts["head_swap"]), facts["parameters"]
+    return entry("weights", _weights_key(ready), build).facts
 
 
 def _weights_key(ready: preparation.Prepared) -> str:

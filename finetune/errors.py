@@ -112,6 +112,11 @@ class Attempts:
             self._errors.append(error)
             return None
 
+    @property
+    def failed(self) -> bool:
+        """Whether a step went wrong."""
+        return bool(self._errors)
+
     def check(self) -> None:
         """Raises an error of the first one's kind with the texts of all, if there are any."""
         if self._errors:

@@ -45,6 +45,7 @@ def conclude(job: Job, ready: Prepared, fit: loop.Fit, meter: Carbon, tracking: 
     if job.main:
         job.events.message("exporting, and evaluating what was exported")
         _export(job, ready, fit)
+    loop.release(fit)
     fit.accelerator.wait_for_everyone()
     with meter.phase("evaluate"):
         net = model.load_for_evaluation(Checkpoint("export", folder.export), type(ready.task)).model

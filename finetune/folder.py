@@ -132,11 +132,10 @@ class RunFolder:
             write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def space_needed(parameters: int, recipe: Recipe) -> int:
+def space_needed(parameters: int, trained: int, keep_last: int) -> int:
     """Bytes on disk for the export and the checkpoints of a model with so many parameters, in fp32.
 
-    A checkpoint holds the weights, two moments and the best weights.
+    A checkpoint holds the trained weights, two moments of each, and the best weights.
     """
-    trained = parameters if recipe.model.lora is None else parameters // 10
-    copies = max(2, recipe.train.keep_last if recipe.train is not None else 0) + 1
+    copies = max(2, keep_last) + 1
     return 4 * parameters + copies * 16 * trained

@@ -32,7 +32,7 @@ from finetune.rows import Rows
 from finetune.signals import StopFlag
 from finetune.tasks.base import Batch, Task
 
-__all__ = ["Fit", "fit", "predict", "predict_here", "restore", "snapshot", "trainable_weights"]
+__all__ = ["Fit", "fit", "predict", "predict_here", "release", "restore", "snapshot", "trainable_weights"]
 
 FP16_SKIPS = 20  # consecutive overflows after which fp16 training is given up
 LOG_EVERY = 10  # steps
@@ -427,6 +427,16 @@ def restore(run: Fit, saved: Snapshot) -> None:
     run.best = saved.best
     if saved.best is None and saved.progress.best_step == saved.progress.step:
         run.best = trainable_weights(model)
+
+
+def release(run: Fit) -> None:
+    """Give back the memory of model, optimizer and best weights, which training alone needs; `run` cannot train again.
+
+    A caller that still holds the model keeps its memory, too.
+    """
+    del run.model, run.optimizer, run.guard
+    run.best = None
+    run.accelerator.free_memory()
 
 
 def _inner(optimizer: Any) -> Any:

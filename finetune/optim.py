@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-__all__ = ["FiniteGuard", "adamw", "learning_rate", "parameter_groups", "warmup_steps"]
+__all__ = ["FiniteGuard", "adamw", "learning_rate", "parameter_groups", "trained_parameters", "warmup_steps"]
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -21,6 +21,11 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     plain = [parameter for _, parameter in named if parameter.ndim <= 1]
     groups: Iterable[tuple[list[torch.nn.Parameter], float]] = ((decay, weight_decay), (plain, 0.0))
     return [{"params": parameters, "weight_decay": rate} for parameters, rate in groups if parameters]
+
+
+def trained_parameters(model: torch.nn.Module) -> int:
+    """Numbers in all weights that training changes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def adamw(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:

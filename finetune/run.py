@@ -17,7 +17,16 @@ from finetune.callbacks import Callbacks
 from finetune.carbon import Carbon
 from finetune.checkpoint import Progress, Snapshot
 from finetune.embedding_gradient import install_row_gradients
-from finetune.errors import FinetuneError, MachineError, OutputError, Preempted, PublishError, RecipeError, StorageError
+from finetune.errors import (
+    Attempts,
+    FinetuneError,
+    MachineError,
+    OutputError,
+    Preempted,
+    PublishError,
+    RecipeError,
+    StorageError,
+)
 from finetune.events import Events
 from finetune.first_position import install_first_position
 from finetune.folder import RunFolder, space_needed
@@ -60,7 +69,7 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto", events: Eve
         with stop_requests() as stop, _beating(state, folder, record) as heart:
             return _train(Job(recipe, folder, record, Events(), stop, state, heart))
     try:
-        earlier = _open(recipe, folder, resume, state)
+        earlier = _open(recipe, folder, resume, state, events)
         if earlier is not None:
             with stop_requests() as stop, stop.at_once():
                 return _finished_before(recipe, folder, earlier, events)
@@ -72,10 +81,10 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto", events: Eve
         folder.close()
 
 
-def _open(recipe: Recipe, folder: RunFolder, resume: str, state: PartialState) -> RunRecord | None:
+def _open(recipe: Recipe, folder: RunFolder, resume: str, state: PartialState, events: Events) -> RunRecord | None:
     """Lock the folder, check that this run may use it, and tell the other processes whether there is one to make.
 
-    Returns the record of an earlier start that finished, else None.
+    Returns the record of an earlier start that finished, else None. Raises FinetuneError.
     """
     begins = False
     try:
@@ -83,10 +92,14 @@ def _open(recipe: Recipe, folder: RunFolder, resume: str, state: PartialState) -
         earlier = _earlier_record(folder, recipe, resume)
         if earlier is not None and earlier.status in WHOLE:
             return earlier
-        services.check(recipe)
-        begins = True
+        attempts = Attempts()
+        attempts(lambda: services.check(recipe))
+        begins = not attempts.failed
     finally:
         agree_on(begins, state)
+    if attempts.failed:  # no run; the mistakes of the rest of the recipe are told in the same go
+        attempts(lambda: prepare(recipe, events))
+    attempts.check()
     return None
 
 
@@ -206,6 +219,23 @@ def _train(job: Job) -> RunRecord:
     """The run as one process goes through it."""
     if job.recipe.train is not None and job.recipe.train.deterministic:
         hardware.be_deterministic()
+    ready, fit, callbacks = _set_up(job)
+    try:
+        with callbacks.meter.phase("train"):
+            loop.fit(fit)
+        if job.main and saved_step(job.folder) != fit.progress.step:
+            callbacks.save(loop.snapshot(fit))
+        finish.conclude(job, ready, fit, callbacks.meter, callbacks.tracking)
+    except FinetuneError as error:
+        if callbacks.tracking is not None:
+            job.record.exit_code = error.exit_code
+            job.record.tracking = callbacks.tracking.finish(job.record)
+        raise
+    return job.record
+
+
+def _set_up(job: Job) -> tuple[Prepared, loop.Fit, Callbacks]:
+    """Everything before the first step. Only the Fit holds the model, so that its memory can be given back."""
     saved = _last_snapshot(job)
     carried = saved.progress.carried if saved else {}
     meter = _meter(job, carried)
@@ -215,27 +245,16 @@ def _train(job: Job) -> RunRecord:
         _require_same(job, origin["inputs"], carried)
         loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, job.recipe)
     _describe(job, ready, loaded)
-    if job.main:
-        _claim(job, loaded)
     net = _trainable(job, loaded)
     restore_model = _make_cheaper(net, ready, job.state)
+    if job.main:
+        _claim(job, loaded.num_parameters, net)
     chosen = _choose(job, ready, net, carried)
     tracking = _tracking(job, carried) if job.main else None
     callbacks = Callbacks(job, ready, meter, tracking, {"chosen": chosen} | origin)
     fit = _fit(job, ready, net, chosen, saved, callbacks)
     fit.restore_model, fit.heart = restore_model, job.heart
-    try:
-        with meter.phase("train"):
-            loop.fit(fit)
-        if job.main and saved_step(job.folder) != fit.progress.step:
-            callbacks.save(loop.snapshot(fit))
-        finish.conclude(job, ready, fit, meter, tracking)
-    except FinetuneError as error:
-        if tracking is not None:
-            job.record.exit_code = error.exit_code
-            job.record.tracking = tracking.finish(job.record)
-        raise
-    return job.record
+    return ready, fit, callbacks
 
 
 def saved_step(folder: RunFolder) -> int | None:
@@ -327,12 +346,12 @@ def _describe(job: Job, ready: Prepared, loaded: model.Loaded) -> None:
         job.events.message(line)
 
 
-def _claim(job: Job, loaded: model.Loaded) -> None:
+def _claim(job: Job, parameters: int, net: Any) -> None:
     """Make the folder this run's own: enough space, the resolved recipe, the record so far."""
     assert job.recipe.train is not None
-    job.folder.require_space(space_needed(loaded.num_parameters, job.recipe))
-    copies = max(2, job.recipe.train.keep_last) + 1
-    checkpoint.prune(job.folder.checkpoints, copies)
+    keep_last = job.recipe.train.keep_last
+    job.folder.require_space(space_needed(parameters, optim.trained_parameters(net), keep_last))
+    checkpoint.prune(job.folder.checkpoints, max(2, keep_last) + 1)
     job.folder.write_recipe(job.recipe, job.record.versions)
     job.folder.write_record(job.record)
 
@@ -378,7 +397,7 @@ def _choose(job: Job, ready: Prepared, net: Any, carried: dict[str, Any]) -> dic
     torch.set_num_threads(int(chosen["threads"]))
     job.record.chosen, job.record.precision = chosen, chosen["precision"]
     assert job.record.model is not None
-    job.record.model.trainable_parameters = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    job.record.model.trainable_parameters = optim.trained_parameters(net)
     job.record.model.unseen_tokens = unseen_tokens(net)
     job.events.message(f"precision {chosen['precision']}, micro-batches of at most {chosen['micro_batch_size']} rows")
     return chosen

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from finetune.features import Features
 
-__all__ = ["SeenEmbedding", "install_seen_vocabulary", "is_plain_embedding", "unseen_tokens", "users"]
+__all__ = [
+    "SeenEmbedding",
+    "cuttable",
+    "install_seen_vocabulary",
+    "is_plain_embedding",
+    "left_out",
+    "unseen_tokens",
+    "users",
+]
 
 SMALLEST = 1 << 20  # elements that must be left out; below, it is not worth while
 BLOCK = 1 << 22  # tokens of a file looked at together
@@ -81,6 +89,21 @@ def install_seen_vocabulary(
         model.set_submodule(where, whole)
 
     return undo
+
+
+def cuttable(model: Any) -> tuple[int, int] | None:
+    """Rows and columns of the word embedding that `install_seen_vocabulary` may cut; None where it may not."""
+    whole, _ = _word_embedding(model)
+    return None if whole is None else (whole.num_embeddings, whole.embedding_dim)
+
+
+def left_out(shape: tuple[int, int] | None, trained: Features) -> int:
+    """About how many numbers of a `cuttable` table training leaves out: that of padding may be kept besides."""
+    if shape is None:
+        return 0
+    rows, columns = shape
+    numbers = (rows - int(_tokens([trained], rows).sum())) * columns
+    return numbers if numbers >= SMALLEST else 0
 
 
 def unseen_tokens(model: nn.Module) -> int:

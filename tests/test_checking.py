@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from finetune import checking, data, model
+from finetune import checking, data, model, run
 from finetune.errors import FinetuneError, ModelError
 from finetune.events import Events
 from finetune.recipe import load
@@ -113,14 +113,19 @@ def test_settings_that_the_model_cannot_be_trained_with_are_found(recipe, monkey
     ]
 
 
-def test_mistakes_of_all_parts_are_told_together(recipe):
+def train(path, *overrides):
+    run.train(load(path, overrides))
+
+
+@pytest.mark.parametrize("command", [check, train])
+def test_mistakes_of_all_parts_are_told_together(recipe, command):
     folder = recipe.parent
     (folder / "train.csv").write_text("text,label\nfilm,pos\nthe plot,neg\n")
     (folder / "validation.csv").write_text("text,label\nfilm,negg\n")
     (folder / "test.csv").write_text("text,label\nfilm,pos\nthe plot\n")
     settings = ["carbon.country=FRX", "model.checkpoint=./nowhere", "evaluate.metrics=[accuracy, Acuracy]"]
     with pytest.raises(FinetuneError) as caught:
-        check(recipe, *settings)
+        command(recipe, *settings)
     found = str(caught.value)
     assert "carbon.country: CodeCarbon knows no grid of 'FRX'" in found
     assert "nowhere is not a folder with a config.json" in found
@@ -130,7 +135,7 @@ def test_mistakes_of_all_parts_are_told_together(recipe):
     for split in ("validation", "test"):
         (folder / f"{split}.csv").write_text("text,label\nfilm,pos\n")
     with pytest.raises(FinetuneError) as caught:
-        check(recipe, *settings)
+        command(recipe, *settings)
     found = str(caught.value)
     assert "nowhere is not a folder with a config.json" in found
     assert "evaluate.metrics: 'Acuracy' is no metric of ours" in found

@@ -7,7 +7,7 @@ import card_facts
 import pytest
 
 from finetune.errors import OutputError, StorageError
-from finetune.folder import RunFolder
+from finetune.folder import RunFolder, space_needed
 from finetune.record import RunRecord, SplitResults
 
 
@@ -35,6 +35,11 @@ def test_too_little_space_is_said_before_training(tmp_path):
     with pytest.raises(StorageError, match=r"needs about 1000000.0 GB for checkpoints and the export") as caught:
         folder.require_space(10**15)
     assert caught.value.exit_code == 5
+
+
+def test_space_is_for_the_export_and_for_one_checkpoint_more_than_is_kept():
+    assert space_needed(parameters=1_000, trained=100, keep_last=2) == 4 * 1_000 + 3 * 4 * 4 * 100
+    assert space_needed(parameters=1_000, trained=100, keep_last=5) == 4 * 1_000 + 6 * 4 * 4 * 100
 
 
 def test_metrics_are_cut_back_to_the_resumed_step(tmp_path):

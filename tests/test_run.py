@@ -1,5 +1,6 @@
 """From a recipe to a folder that `pipeline` loads; stopped and continued; refused; on two processes."""
 
+import gc
 import json
 import os
 import shutil
@@ -13,9 +14,11 @@ from pathlib import Path
 import processes
 import pytest
 import tiny_run
+import torch
+import transformers
 
 import finetune
-from finetune import run
+from finetune import model, run
 from finetune.errors import OutputError, RecipeError
 from finetune.events import Events
 from finetune.folder import RunFolder
@@ -324,6 +327,21 @@ def test_a_group_that_is_not_whole_is_refused(tmp_path, tiny_checkpoint):
     code, errors = finish(start(command(path, "--quiet"), tmp_path, WORLD_SIZE="2"))
     assert code == 2
     assert "announced 2 processes (WORLD_SIZE), but 1 found each other" in errors
+
+
+def test_the_trained_model_is_gone_when_its_export_is_loaded(tmp_path, tiny_checkpoint, monkeypatch):
+    """Else the most memory is needed after the last step, and a run that trained is lost there."""
+    before, alive, inner = held(), [], model.load_for_evaluation
+    monkeypatch.setattr(model, "load_for_evaluation", lambda *given: alive.append(held()) or inner(*given))
+    run.train(finetune.load_recipe(recipe(tmp_path / "run", tiny_checkpoint, epochs=1)))
+    assert alive == [before]
+
+
+def held():
+    """How many models and optimizers there are in this process."""
+    gc.collect()
+    kinds = (transformers.PreTrainedModel, torch.optim.Optimizer)
+    return sum(issubclass(type(one), kinds) for one in gc.get_objects())
 
 
 def test_fp16_on_a_cpu_is_refused(tmp_path, tiny_checkpoint):

@@ -15,7 +15,8 @@ import finetune
 from finetune import checkpoint, run, seen_vocabulary
 from finetune.embedding_gradient import install_row_gradients
 from finetune.features import in_memory
-from finetune.seen_vocabulary import SeenEmbedding, install_seen_vocabulary, unseen_tokens
+from finetune.optim import trained_parameters
+from finetune.seen_vocabulary import SeenEmbedding, cuttable, install_seen_vocabulary, left_out, unseen_tokens
 
 VOCABULARY, WIDTH, PAD = 60, 8, 1
 TRAINED = [[5, 9, 7, 7], [2, 30, 5]]
@@ -190,3 +191,15 @@ def test_a_run_with_it_exports_the_whole_table_and_goes_on_after_a_kill(tmp_path
     untouched = (table == start).all(1) & start.any(1)  # the padding's row is zero, and stays so
     assert int(untouched.sum()) == record.model.unseen_tokens
     torch.testing.assert_close(table[~untouched], whole["bert.embeddings.word_embeddings.weight"][~untouched])
+
+
+@pytest.mark.parametrize(("kind", "tied"), [("bert", False), ("t5", True)])
+def test_what_will_be_left_out_is_known_before(kind, tied):
+    auto = transformers.AutoModelForSeq2SeqLM if tied else transformers.AutoModelForSequenceClassification
+    model = make(kind, auto)
+    before = trained_parameters(model)
+    expected = left_out(cuttable(model), features(TRAINED))
+    install(model)
+    padding = 0 if tied else WIDTH
+    assert before - trained_parameters(model) == expected - padding
+    assert (expected == 0) == tied
