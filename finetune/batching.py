@@ -14,8 +14,8 @@ import numpy as np
 
 __all__ = ["Plan", "epoch_batches", "random_key", "share_of_rank", "sorted_batches"]
 
-POOL_BATCHES = 100  # batches that are sorted by length together: enough for little padding, few enough to stay random
-POOL_ROWS = 3_200  # at least: where batches are small, more of them still come in random order, and pad less
+POOL_BATCHES = 200  # batches that are sorted by length together: enough for little padding, few enough to stay random
+POOL_ROWS = 6_400  # at least: where batches are small, more of them still come in random order, and pad less
 POOL_BATCHES_OF_SEVERAL = 400  # where source and target are padded apart, both must be alike
 
 
@@ -36,8 +36,7 @@ def epoch_batches(
     pool = max(typical * (POOL_BATCHES_OF_SEVERAL if several else POOL_BATCHES), POOL_ROWS)
     total = widths.sum(axis=1)
     batches: list[np.ndarray] = []
-    for start in range(0, len(order), pool):
-        rows = order[start : start + pool]
+    for rows in _pools(order, typical, pool):
         rows = rows[np.argsort(-total[rows], kind="stable")]
         if not several:
             batches += _cut(rows, total, batch_size, batch_tokens)
@@ -45,6 +44,15 @@ def epoch_batches(
         for alike in _alike(rows, widths, typical):
             batches += _cut(alike[np.argsort(-total[alike], kind="stable")], widths, batch_size, batch_tokens)
     return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def _pools(order: np.ndarray, size: int, least: int) -> list[np.ndarray]:
+    """Pools of nearly equal size and of at least `least` rows, if there are so many; all but one of whole batches.
+
+    A small pool pads more: of each, the longest batch is the one whose rows differ the most.
+    """
+    batches, pools = -(-len(order) // size), max(1, len(order) // least)
+    return np.split(order, [batches * number // pools * size for number in range(1, pools)])
 
 
 def _alike(rows: np.ndarray, widths: np.ndarray, size: int) -> Iterator[np.ndarray]:

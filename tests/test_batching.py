@@ -14,6 +14,12 @@ def test_every_row_once(settings):
     assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(len(LENGTHS)))
 
 
+@pytest.mark.parametrize("rows", [100, 3199, 6500, 8530])
+def test_one_batch_at_most_is_smaller(rows):
+    sizes = sorted(len(batch) for batch in epoch_batches(LENGTHS[:rows], 32, 0, 0))
+    assert sizes == sorted([*[32] * (rows // 32), *([rows % 32] if rows % 32 else [])])
+
+
 def test_same_arguments_same_order_and_other_epoch_or_seed_another():
     first = epoch_batches(LENGTHS, 32, 0, 0)
     assert all(np.array_equal(a, b) for a, b in zip(first, epoch_batches(LENGTHS, 32, 0, 0), strict=True))
@@ -24,7 +30,7 @@ def test_same_arguments_same_order_and_other_epoch_or_seed_another():
 LONG_TAILED = np.random.default_rng(0).lognormal(3.2, 0.7, size=5437).clip(3, 128).astype(np.int64)
 
 
-@pytest.mark.parametrize(("lengths", "size"), [(LENGTHS, 32), (LONG_TAILED, 16), (LONG_TAILED, 8)])
+@pytest.mark.parametrize(("lengths", "size"), [(LENGTHS, 32), (LONG_TAILED, 32), (LONG_TAILED, 16), (LONG_TAILED, 8)])
 def test_padding_is_at_most_two_percent_and_order_stays_random(lengths, size):
     batches = epoch_batches(lengths, size, 0, 0)
     slots = sum(len(batch) * lengths[batch].max() for batch in batches)
