@@ -1,8 +1,11 @@
 """Order is a function of seed, epoch and lengths; batches waste little; every row comes once."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
+from finetune import checkpoint
 from finetune.batching import Plan, epoch_batches, random_key, share_of_rank, sorted_batches
 
 LENGTHS = np.random.default_rng(0).integers(3, 65, size=8530)
@@ -12,6 +15,16 @@ LENGTHS = np.random.default_rng(0).integers(3, 65, size=8530)
 def test_every_row_once(settings):
     batches = epoch_batches(LENGTHS, seed=0, epoch=0, **settings)
     assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(len(LENGTHS)))
+
+
+def test_a_checkpoint_of_this_format_goes_on_in_the_order_that_it_was_begun_in():
+    """Where this fails, rows would be trained twice or never after a resume: raise checkpoint.FORMAT with the order."""
+    long = np.random.default_rng(1).integers(3, 65, size=(30_000, 2))
+    settings = ((LENGTHS, 8, None), (LENGTHS, None, 1000), (long[:, 0], 32, None), (long, 16, None))
+    orders = [epoch_batches(each, size, 0, 1, tokens) for each, size, tokens in settings]
+    rows = np.concatenate([np.append(batch, -1) for order in orders for batch in order]).astype(np.int64)
+    digest = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
+    assert (checkpoint.FORMAT, digest) == (3, "b91a64000e018fb2")
 
 
 @pytest.mark.parametrize("rows", [100, 3199, 6500, 8530])
