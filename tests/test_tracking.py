@@ -185,6 +185,9 @@ def use(server_url: str, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
 
 
+UNHURRIED = {"patience_seconds": 60.0, "finish_seconds": 60.0}  # for a busy machine; what succeeds does not wait
+
+
 def start(folder: Path, mode: str, previous=None, patience_seconds=15.0, finish_seconds=10.0, **values):
     warnings: list[str] = []
     run = Tracking(
@@ -213,7 +216,7 @@ def files_below(folder: Path) -> list[Path]:
 
 def test_online_run_has_config_own_axis_results_and_recipe(server, run_folder, monkeypatch) -> None:
     use(server.url, monkeypatch)
-    run, warnings = start(run_folder, "online", tags=["a"], name="first")
+    run, warnings = start(run_folder, "online", tags=["a"], name="first", **UNHURRIED)
     for step in (10, 20, 30):
         run.log({"train/loss": 1 / step}, step)
     run.log({"validation/accuracy": 0.75}, 30)
@@ -246,13 +249,13 @@ def test_online_run_has_config_own_axis_results_and_recipe(server, run_folder, m
 
 def test_resumed_online_run_is_the_same_run_without_duplicate_points(server, run_folder, monkeypatch) -> None:
     use(server.url, monkeypatch)
-    first, _ = start(run_folder, "online")
+    first, _ = start(run_folder, "online", **UNHURRIED)
     for step in (1, 2, 3, 4):
         first.log({"train/loss": float(step)}, step)
     first.log({"validation/accuracy": 0.5}, 2)
     carried = first.ids()
     first.finish(RunRecord(exit_code=75))
-    again, warnings = start(run_folder, "online", previous=carried)  # from a checkpoint of step 2
+    again, warnings = start(run_folder, "online", previous=carried, **UNHURRIED)  # from a checkpoint of step 2
     again.log({"validation/accuracy": 0.5}, 2)
     for step in (3, 4, 5):
         again.log({"train/loss": float(step)}, step)
@@ -266,14 +269,14 @@ def test_resumed_online_run_is_the_same_run_without_duplicate_points(server, run
 
 def test_offline_needs_no_login_and_no_server_and_can_be_synced_after_resumes(server, run_folder, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    first, warnings = start(run_folder, "offline")
+    first, warnings = start(run_folder, "offline", **UNHURRIED)
     first.log({"train/loss": 1.0}, 1)
     while not services():
         time.sleep(0.05)
     assert "--no-observability" in services()[0].cmdline()  # its error reporting looks up a server from an offline run
     carried = first.finish(RunRecord(exit_code=75))
     time.sleep(1.0)  # wandb names its folders by the second
-    again, more = start(run_folder, "offline", previous=carried)
+    again, more = start(run_folder, "offline", previous=carried, **UNHURRIED)
     again.log({"train/loss": 1.0}, 1)
     again.log({"train/loss": 2.0}, 2)
     ended = again.finish(record())["wandb"]
@@ -368,7 +371,7 @@ def test_server_that_stops_answering_costs_bounded_time(server, run_folder, monk
 
 
 def test_a_service_that_dies_switches_the_tracker_off_with_one_line(run_folder) -> None:
-    run, warnings = start(run_folder, "offline")
+    run, warnings = start(run_folder, "offline", **UNHURRIED)
     run.log({"train/loss": 1.0}, 1)
     while not services():
         time.sleep(0.05)
@@ -557,7 +560,7 @@ def test_recipe_decides_over_the_environment(run_folder, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "other")
     monkeypatch.setenv("WANDB_DIR", "/nonexistent")
     monkeypatch.setenv("WANDB_RUN_ID", "other")
-    run, warnings = start(run_folder, "offline")
+    run, warnings = start(run_folder, "offline", **UNHURRIED)
     run.log({"train/loss": 1.0}, 1)
     ended = run.finish(RunRecord())["wandb"]
     assert warnings == []
