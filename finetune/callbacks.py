@@ -100,6 +100,6 @@ class Callbacks:
         }
         assert self.job.recipe.train is not None
         self.job.folder.sync_metrics()
-        checkpoint.save(self.job.folder.checkpoints, snapshot, max(2, self.job.recipe.train.keep_last))
+        checkpoint.save(self.job.folder.checkpoints, snapshot, self.job.recipe.train.keep_last)
         if self.saves is not None:
             self.saves.saved(time.perf_counter() - started)

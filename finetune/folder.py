@@ -137,5 +137,4 @@ def space_needed(parameters: int, trained: int, keep_last: int) -> int:
 
     A checkpoint holds the trained weights, two moments of each, and the best weights.
     """
-    copies = max(2, keep_last) + 1
-    return 4 * parameters + copies * 16 * trained
+    return 4 * parameters + (keep_last + 1) * 16 * trained

@@ -351,7 +351,7 @@ def _claim(job: Job, parameters: int, net: Any) -> None:
     assert job.recipe.train is not None
     keep_last = job.recipe.train.keep_last
     job.folder.require_space(space_needed(parameters, optim.trained_parameters(net), keep_last))
-    checkpoint.prune(job.folder.checkpoints, max(2, keep_last) + 1)
+    checkpoint.prune(job.folder.checkpoints, keep_last + 1)
     job.folder.write_recipe(job.recipe, job.record.versions)
     job.folder.write_record(job.record)
 

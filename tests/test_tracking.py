@@ -371,7 +371,7 @@ def test_server_that_stops_answering_costs_bounded_time(server, run_folder, monk
 
 
 def test_a_service_that_dies_switches_the_tracker_off_with_one_line(run_folder) -> None:
-    run, warnings = start(run_folder, "offline", **UNHURRIED)
+    run, warnings = start(run_folder, "offline")
     run.log({"train/loss": 1.0}, 1)
     while not services():
         time.sleep(0.05)
