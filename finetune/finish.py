@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 
@@ -19,18 +18,18 @@ from finetune.errors import RecipeError
 from finetune.events import Events
 from finetune.folder import RunFolder
 from finetune.job import Job
-from finetune.preparation import Prepared, encode_now
+from finetune.preparation import Prepared
 from finetune.pretrained import Checkpoint
 from finetune.recipe import Recipe
 from finetune.record import Best, Export, RunRecord, Training, write_atomic
 from finetune.session import agree_on
 from finetune.tasks.base import Predictions
 from finetune.tracking import Tracking
+from finetune.tryout import probes
 
 __all__ = ["conclude", "push", "write_report"]
 
 VERIFIED_ROWS = 20
-VERIFIED_TEXTS = ("", "Привет, мир! 你好，世界。 שלום עולם", "word " * 2000)
 
 
 def conclude(job: Job, ready: Prepared, fit: loop.Fit, meter: Carbon, tracking: Tracking | None) -> None:
@@ -204,13 +203,10 @@ def _results(
 def _write_cases(job: Job, ready: Prepared, fit: loop.Fit, net: Any) -> None:
     """Store what the published pipeline must answer: to 20 rows, and to texts that often break a pipeline."""
     name = next(name for name in ("test", "validation", "train") if name in ready.splits)
-    rows = ready.splits[name]
-    index = np.unique(np.linspace(0, len(rows) - 1, min(VERIFIED_ROWS, len(rows))).astype(np.int64))
-    probes = ready.task.probes(rows, index, VERIFIED_TEXTS)
-    features = encode_now(probes, ready.task, ready.tokenizer)
+    rows, features = probes(ready, name, VERIFIED_ROWS)
     # Alone on this process: the others have left.
     outputs = loop.predict_here(net, ready.task, features, ready.tokenizer, fit.accelerator.device)
-    cases = ready.task.cases(probes, ready.task.decode(outputs, features, probes))
+    cases = ready.task.cases(rows, ready.task.decode(outputs, features, rows))
     job.folder.write_lines(job.folder.verification, map(asdict, cases))
 
 

@@ -78,7 +78,7 @@ def load_for_training(checkpoint: Checkpoint, config: Any, task: Task, recipe: R
         model = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
         unused = decoder.freeze_unused(model)
         head_swap = HeadSwap(new=_names(set(model.state_dict()) - set(unused)))
-        _check_settings(model, head_swap, recipe)
+        _check_settings(model, head_swap, task, recipe)
         return Loaded(model, tokenizer, head_swap)
     model, info = _load(auto, checkpoint, config, ignore_mismatched_sizes=not recipe.model.keep_head)
     head_swap = _report(model, info, checkpoint, task)
@@ -90,17 +90,19 @@ def load_for_training(checkpoint: Checkpoint, config: Any, task: Task, recipe: R
             f"model.keep_head: {checkpoint.name} ({', '.join(foreign)}) has no weights for"
             f" {', '.join(head_swap.new.names[:5])}; leave keep_head out to train a new head"
         )
-    _check_settings(model, head_swap, recipe)
+    _check_settings(model, head_swap, task, recipe)
     return Loaded(model, tokenizer, head_swap)
 
 
-def _check_settings(model: Any, head_swap: HeadSwap, recipe: Recipe) -> None:
+def _check_settings(model: Any, head_swap: HeadSwap, task: Task, recipe: Recipe) -> None:
     """Raises ModelError when the model cannot be trained in the way that the recipe asks for."""
     attempts = Attempts()
     if (block := recipe.model.lora) is not None:
         attempts(lambda: target_names(model, block, head_swap.new.names))
     if recipe.train is not None and recipe.train.gradient_checkpointing:
         attempts(lambda: _check_recomputing(model))
+    if recipe.evaluate.calibrate:
+        attempts(lambda: _last_layer(model, task))
     attempts.check()
 
 
@@ -308,6 +310,12 @@ def divide_logits(model: Any, task: Task, temperature: float) -> None:
 
     Raises ModelError where the head has not exactly one linear layer with an output for each label.
     """
+    with torch.no_grad():
+        for parameter in _last_layer(model, task).parameters():
+            parameter.div_(temperature)
+
+
+def _last_layer(model: Any, task: Task) -> torch.nn.Linear:
     last = [
         module
         for name, module in model.named_modules()
@@ -319,9 +327,7 @@ def divide_logits(model: Any, task: Task, temperature: float) -> None:
             f"evaluate.calibrate: the head of {type(model).__name__} has {len(last)} linear layers with"
             f" {len(task.labels)} outputs, expected one; leave evaluate.calibrate out"
         )
-    with torch.no_grad():
-        for parameter in last[0].parameters():
-            parameter.div_(temperature)
+    return last[0]
 
 
 def write_weights(model: Any, folder: Path) -> None:

@@ -39,6 +39,7 @@ from finetune.seen_vocabulary import install_seen_vocabulary, unseen_tokens
 from finetune.session import agree_on, build_accelerator, choose, make_plan
 from finetune.signals import stop_requests
 from finetune.tracking import Tracking
+from finetune.tryout import try_out
 from finetune.unpadded import install_unpadded
 
 __all__ = ["push", "train"]
@@ -243,6 +244,7 @@ def _set_up(job: Job) -> tuple[Prepared, loop.Fit, Callbacks]:
         ready = prepare(job.recipe, job.events)
         origin = {"inputs": inputs(ready), "commits": commits(ready), "surroundings": hardware.surroundings()}
         _require_same(job, origin["inputs"], carried)
+        try_out(ready)
         loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, job.recipe)
     _describe(job, ready, loaded)
     net = _trainable(job, loaded)

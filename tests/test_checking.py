@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_export
 import tiny_run
 import torch
 import transformers
@@ -115,6 +116,43 @@ def test_settings_that_the_model_cannot_be_trained_with_are_found(recipe, monkey
 
 def train(path, *overrides):
     run.train(load(path, overrides))
+
+
+def save_net(folder, net):
+    """Any model with the tokenizer of tiny_export."""
+    net.save_pretrained(folder)
+    tiny_export.tokenizer().save_pretrained(folder)
+
+
+@pytest.mark.parametrize("command", [check, train])
+def test_a_model_whose_own_code_fails_is_refused_before_training(recipe, command):
+    sizes = {name: getattr(tiny_run.config(), name) for name in ("vocab_size", "hidden_size", "num_attention_heads")}
+    config = transformers.NystromformerConfig(num_landmarks=8, num_hidden_layers=1, **sizes)
+    save_net(recipe.parent / "encoder", transformers.NystromformerModel(config))
+    reason = r"NystromformerForSequenceClassification of \S+ cannot take a text of 2 tokens: RuntimeError: shape"
+    with pytest.raises(ModelError, match=reason):
+        command(recipe)
+
+
+@pytest.mark.parametrize("command", [check, train])
+def test_a_head_that_cannot_be_calibrated_is_refused_before_training(recipe, command):
+    config = transformers.ElectraConfig(
+        **tiny_run.config(hidden_size=2, num_attention_heads=1).to_dict() | {"embedding_size": 2}
+    )
+    save_net(recipe.parent / "encoder", transformers.ElectraModel(config))
+    check(recipe)
+    with pytest.raises(ModelError, match=r"calibrate: the head of Electra\w+ has 2 linear layers with 2 outputs"):
+        command(recipe, "evaluate.calibrate=true")
+
+
+@pytest.mark.parametrize("command", [check, train])
+def test_a_model_that_attends_to_padding_is_refused_before_training(recipe, command):
+    config = transformers.FNetConfig(vocab_size=tiny_run.config().vocab_size, hidden_size=32, num_hidden_layers=1)
+    save_net(recipe.parent / "encoder", transformers.FNetModel(config))
+    with pytest.raises(
+        ModelError, match=r"what FNet\w+ of \S+ says of a text depends on the padding beside it: a logit of"
+    ):
+        command(recipe)
 
 
 @pytest.mark.parametrize("command", [check, train])

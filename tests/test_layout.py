@@ -50,7 +50,7 @@ report.blocks report.curves report.drawing report.charts report.results report.r
 report.auditing report.making report.page
 report.pictures report
 publish.stranger publish.verification publish.allowlist publish.courier publish
-folder hardware evaluation preparation behaviour session job callbacks finish services run
+folder hardware evaluation preparation tryout behaviour session job callbacks finish services run
 efficiency mislabelling assessment checking prediction
 comparison.predictions comparison.measures comparison
 shipped tables console cli
