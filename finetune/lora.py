@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D  # the linear layer of GPT-2, its weight stored transposed
 
 from finetune.dropout import keep_mask, quantise
 from finetune.errors import ModelError
@@ -33,12 +34,14 @@ def add_lora(model: Any, head_swap: HeadSwap, block: LoraBlock, seed: int) -> An
     import peft
 
     whole, loose = _new_parts(model, head_swap.new.names)
+    targets = target_names(model, block, head_swap.new.names)
     config = peft.LoraConfig(
         r=block.r,
         lora_alpha=block.alpha,
         lora_dropout=block.dropout,
-        target_modules=target_names(model, block, head_swap.new.names),
+        target_modules=targets,
         modules_to_save=whole or None,
+        fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in targets),
     )
     torch.manual_seed(seed)
     try:
@@ -126,7 +129,7 @@ def target_names(model: Any, block: LoraBlock, names: Sequence[str]) -> list[str
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not words and f"{name}.weight" not in names
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not words and f"{name}.weight" not in names
     ]
     known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear})) or "none"
     if block.targets == "auto":

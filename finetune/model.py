@@ -85,6 +85,7 @@ def load_for_training(checkpoint: Checkpoint, config: Any, task: Task, recipe: R
     _leave_out(head_swap, decoder.freeze_unused(model))
     if task.renews_head and not recipe.model.keep_head:
         _renew_head(model, auto, config, head_swap, recipe, task)
+        assert head_swap.reused.count, f"all weights of {type(model).__name__} were taken for those of a head"
     elif recipe.model.keep_head and head_swap.new.count:
         raise ModelError(
             f"model.keep_head: {checkpoint.name} ({', '.join(foreign)}) has no weights for"
@@ -131,6 +132,7 @@ def load_for_evaluation(checkpoint: Checkpoint, task: type[Task] | Task) -> Load
             f" {' or '.join(sorted(expected))}; it has no trained head for this task; fine-tune it first, or use"
             " a recipe of its own task"
         )
+    tokenizer = load_tokenizer(checkpoint, config)  # first: it completes the config
     model, info = _load(auto, checkpoint, config, ignore_mismatched_sizes=False)
     head_swap = _report(model, info, checkpoint, task)
     if head_swap.new.count:
@@ -138,13 +140,13 @@ def load_for_evaluation(checkpoint: Checkpoint, task: type[Task] | Task) -> Load
             f"{checkpoint.name}: has no weights for {', '.join(head_swap.new.names[:5])}: the head would be"
             " random; fine-tune it first"
         )
-    return Loaded(model, load_tokenizer(checkpoint, config), head_swap)
+    return Loaded(model, tokenizer, head_swap)
 
 
 def _with_adapter(checkpoint: Checkpoint, config: Any, task: type[Task] | Task) -> Loaded:
     """A base with a PEFT adapter merged into it, head included."""
     adapter.set_labels(checkpoint, config, task)
-    tokenizer = load_tokenizer(checkpoint, config)  # first: it marks the config of an encoder with a decoder
+    tokenizer = load_tokenizer(checkpoint, config)  # first: it completes the config
     model, info = _load(getattr(transformers, task.auto_class), checkpoint, config, ignore_mismatched_sizes=True)
     head_swap = _report(model, info, checkpoint, task)
     with quiet_transformers():

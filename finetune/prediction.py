@@ -17,6 +17,7 @@ __all__ = ["pipeline", "predict_lines"]
 
 BLOCK = 256  # lines answered at a time
 BATCH = 16
+TEXTS = ("text", "text_pair", "tokens", "question", "context", "source")  # roles
 
 
 def pipeline(model: str) -> Any:
@@ -44,15 +45,23 @@ def predict_lines(model: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     pipe = pipeline(model)
     task = tasks.for_architectures(pipe.model.config.architectures)
     assert task is not None
+    bare = not pipe.tokenizer("")["input_ids"]  # where a batch would answer an empty text from its padding
     numbered = enumerate(lines, 1)
     while block := list(islice(numbered, BLOCK)):
         rows = [(number, _parsed(number, line)) for number, line in block if line.strip()]
         for number, row in rows:
             problem = task.input_problem(row)
+            if problem is None and bare and not _has_token(pipe, row):
+                problem = "the text is empty: the tokenizer of this model makes no token of it"
             if problem:
                 raise DataError(f"input, line {number}: {problem}")
         answers = task.answers(pipe, [row for _, row in rows], BATCH)
         yield from (row | {"prediction": answer} for (_, row), answer in zip(rows, answers, strict=True))
+
+
+def _has_token(pipe: Any, row: dict[str, Any]) -> bool:
+    texts = [" ".join(text) if isinstance(text, list) else text for role in TEXTS if (text := row.get(role))]
+    return any(pipe.tokenizer(text)["input_ids"] for text in texts)
 
 
 def _parsed(number: int, line: str) -> dict[str, Any]:

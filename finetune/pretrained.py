@@ -228,7 +228,7 @@ def _own_config(checkpoint: Checkpoint, needs_weights: bool) -> Any:
 
 
 def load_tokenizer(checkpoint: Checkpoint, config: Any) -> Any:
-    """The checkpoint's tokenizer, with a padding token. Raises ModelError."""
+    """The checkpoint's tokenizer, with a padding token, which `config` gets too if it has none. Raises ModelError."""
     adapter = checkpoint.adapter
     if adapter is not None and (adapter / "tokenizer_config.json").is_file():
         return _own_tokenizer(replace(checkpoint, folder=adapter), config)
@@ -261,6 +261,9 @@ def _own_tokenizer(checkpoint: Checkpoint, config: Any) -> Any:
                 f"model.checkpoint: the tokenizer of {checkpoint.name} has neither a padding nor an end token"
             )
         tokenizer.pad_token = tokenizer.eos_token
+    text = config.get_text_config()
+    if getattr(text, "pad_token_id", None) is None:  # a decoder's head looks for the last token that is none
+        text.pad_token_id = tokenizer.pad_token_id
     return tokenizer
 
 

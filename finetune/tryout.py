@@ -39,10 +39,18 @@ class TriedOut:
 
 
 def probes(ready: Prepared, split: str, count: int) -> tuple[Rows, Features]:
-    """`count` rows of a split, evenly spread, and the texts above, as a caller of the pipeline gives them."""
+    """`count` rows of a split, evenly spread, and the texts above, as a caller of the pipeline gives them.
+
+    Without those of which the tokenizer leaves no token: no pipeline takes such a text.
+    """
     rows = ready.splits[split]
     index = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))
     found = ready.task.probes(rows, index, TEXTS)
+    features = encode_now(found, ready.task, ready.tokenizer)
+    kept = np.unique(features.scalars["row"][features.lengths > 0])
+    if len(kept) == len(found):
+        return found, features
+    found = found.take(kept)
     return found, encode_now(found, ready.task, ready.tokenizer)
 
 
@@ -88,7 +96,7 @@ def _run(ready: Prepared, net: Any) -> None:
     _, firsts = np.unique(features.scalars["row"], return_index=True)  # of the windows of a row, one is enough
     order = firsts[np.argsort(features.lengths[firsts], kind="stable")]
     alone = [_logits(ready, net, features, order[number : number + 1]) for number in range(len(order))]
-    together = _logits(ready, net, features, order[[1, -1]])  # 0 is the empty text
+    together = _logits(ready, net, features, order[[1, -1]])  # 0 may be the empty text
     for one, both in zip(alone[1], together, strict=True):
         error = float((both[:1][tuple(slice(size) for size in one.shape)] - one).abs().max())
         if error > PADDING_ERROR * float(one.abs().max()):

@@ -106,6 +106,8 @@ class Task(ABC):
     @classmethod
     def in_backbone(cls, model: Any, name: str) -> bool:
         """Whether a weight of the model must come from the checkpoint; all others belong to the head."""
+        if model.base_model is model:  # T5ForQuestionAnswering holds the halves of its backbone itself
+            return name.startswith(("shared.", "encoder.", "decoder."))
         return name.startswith(f"{model.base_model_prefix}.")
 
     @classmethod

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import span_material
 import torch
+import transformers
 
 import finetune
 from finetune import evaluation, loop, model, prediction, preparation, pretrained, run
@@ -46,6 +47,20 @@ def encoded(task, answers, context=CONTEXT):
 
 def answer(text, start):
     return {"text": [text], "answer_start": [start]}
+
+
+def test_the_halves_of_an_encoder_decoder_are_its_backbone(tmp_path):
+    words = span_material.wordpiece()
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    marks = {"pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
+    net = transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=len(words), **sizes, **marks))
+    net.save_pretrained(tmp_path / "t5")
+    words.save_pretrained(tmp_path / "t5")
+    ready = preparation.prepare(load(span_material.write_recipe(tmp_path, tmp_path / "t5")), Events())
+    found = model.load_for_training(ready.checkpoint, ready.config, ready.task, ready.recipe)
+    assert found.head_swap.new.names == ["qa_outputs.bias", "qa_outputs.weight"]
+    parameters, own = dict(found.model.named_parameters()), dict(net.named_parameters())
+    assert all(torch.equal(parameters[name], own[name]) for name in found.head_swap.reused.names)
 
 
 # ---------------------------------------- rows to targets
