@@ -64,9 +64,9 @@ def _fitting(ready: preparation.Prepared) -> HeadSwap:
 
 
 def _trained(ready: preparation.Prepared, tried: TriedOut) -> int:
-    """About how many numbers a run will train: those of an adapter are known once it is made."""
-    if ready.recipe.model.lora is not None:
-        return tried.parameters // 10
+    """How many numbers a run will train, but for the token of padding."""
+    if tried.adapter_parameters is not None:
+        return tried.adapter_parameters
     return tried.parameters - left_out(tried.word_embedding, ready.features["train"])
 
 

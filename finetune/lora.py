@@ -20,7 +20,7 @@ from finetune.errors import ModelError
 from finetune.recipe import LoraBlock
 from finetune.record import HeadSwap
 
-__all__ = ["add_lora", "install_cheap_adapters", "save_adapter", "target_names"]
+__all__ = ["adapter_parameters", "add_lora", "install_cheap_adapters", "save_adapter", "target_names"]
 
 ADAPTER = "default"  # as PEFT calls the only one
 
@@ -141,6 +141,13 @@ def target_names(model: Any, block: LoraBlock, names: Sequence[str]) -> list[str
     if missing:
         raise ModelError(f"model.lora.targets: no linear layer is named {', '.join(missing)}; there are {known}")
     return [name for name in linear if any(_is_named(name, want) for want in block.targets)]
+
+
+def adapter_parameters(model: Any, block: LoraBlock, names: Sequence[str]) -> int:
+    """How many numbers `add_lora` will train: two matrices for each layer, and the new weights (names)."""
+    layers: list[torch.Tensor] = [model.get_submodule(name).weight for name in target_names(model, block, names)]
+    new: list[torch.Tensor] = [model.get_parameter(name) for name in names]
+    return sum(block.r * sum(weight.shape) for weight in layers) + sum(weight.numel() for weight in new)
 
 
 def _is_named(name: str, want: str) -> bool:

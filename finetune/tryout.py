@@ -36,6 +36,7 @@ class TriedOut:
     head_swap: HeadSwap
     parameters: int
     word_embedding: tuple[int, int] | None  # rows and columns, if training may cut it
+    adapter_parameters: int | None  # numbers that training changes with `model.lora`
 
 
 def probes(ready: Prepared, split: str, count: int) -> tuple[Rows, Features]:
@@ -63,7 +64,7 @@ def try_out(ready: Prepared) -> TriedOut:
     """
 
     def build(folder: Path) -> dict[str, Any]:
-        from finetune import model
+        from finetune import lora, model
 
         del folder  # the facts are all
         loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, ready.recipe)
@@ -72,11 +73,14 @@ def try_out(ready: Prepared) -> TriedOut:
             "head_swap": loaded.head_swap.model_dump(mode="json"),
             "parameters": loaded.num_parameters,
             "word_embedding": cuttable(loaded.model),
+            "adapter_parameters": None
+            if (block := ready.recipe.model.lora) is None
+            else lora.adapter_parameters(loaded.model, block, loaded.head_swap.new.names),
         }
 
     facts = entry("weights", _key(ready), build).facts
-    table = facts["word_embedding"]
-    return TriedOut(HeadSwap.model_validate(facts["head_swap"]), facts["parameters"], tuple(table) if table else None)
+    swap, table = HeadSwap.model_validate(facts["head_swap"]), facts["word_embedding"]
+    return TriedOut(swap, facts["parameters"], tuple(table) if table else None, facts["adapter_parameters"])
 
 
 def _key(ready: Prepared) -> str:

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
-from finetune import lora, model, preparation, pretrained
+from finetune import lora, model, optim, preparation, pretrained
 from finetune.dropout import install_dropout
 from finetune.errors import ModelError
 from finetune.events import Events
@@ -189,7 +189,9 @@ def test_merged_export_equals_base_with_adapter(tmp_path, tiny_checkpoint):
 
     ready = prepared(tmp_path, tiny_checkpoint)
     found = loaded(ready)
+    size = lora.adapter_parameters(found.model, LoraBlock(r=4), found.head_swap.new.names)
     adapted = lora.add_lora(found.model, found.head_swap, LoraBlock(r=4), seed=0)
+    assert optim.trained_parameters(adapted) == size
     with torch.no_grad():
         for value in adapted.parameters():
             if value.requires_grad:
