@@ -11,7 +11,7 @@ import pyarrow as pa
 from accelerate import Accelerator
 
 from finetune import evaluation
-from finetune.analysis.directional import INPUTS, Pair, pairs_of
+from finetune.analysis.directional import Pair, pairs_of
 from finetune.analysis.perturb import KINDS, Change, change
 from finetune.bootstrap import mean_interval
 from finetune.events import Events
@@ -19,7 +19,7 @@ from finetune.preparation import encode_now
 from finetune.recipe import Recipe
 from finetune.record import Interval
 from finetune.record.analysis import Check, Example, Measure
-from finetune.rows import Rows
+from finetune.rows import INPUTS, Rows
 from finetune.signals import StopFlag
 from finetune.tasks.base import Predictions, Task
 

@@ -17,13 +17,11 @@ from finetune.events import Events
 from finetune.features import Features, in_memory
 from finetune.first_position import install_first_position
 from finetune.record import Analysis, SplitResults
-from finetune.rows import Rows
+from finetune.rows import INPUTS, Rows
 from finetune.signals import StopFlag
 from finetune.tasks.base import Predictions, Task
 
 __all__ = ["analyse_split", "hard_rows", "match_labels", "predict_published", "predict_split", "score_split"]
-
-INPUTS = ("text", "text_pair", "tokens", "question", "context", "source")  # roles a model reads
 
 
 def predict_split(

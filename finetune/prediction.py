@@ -12,12 +12,12 @@ import transformers
 from finetune import pretrained, tasks
 from finetune.errors import DataError, ModelError
 from finetune.model import quiet_transformers
+from finetune.rows import INPUTS
 
 __all__ = ["pipeline", "predict_lines"]
 
 BLOCK = 256  # lines answered at a time
 BATCH = 16
-TEXTS = ("text", "text_pair", "tokens", "question", "context", "source")  # roles
 
 
 def pipeline(model: str) -> Any:
@@ -60,7 +60,7 @@ def predict_lines(model: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _has_token(pipe: Any, row: dict[str, Any]) -> bool:
-    texts = [" ".join(text) if isinstance(text, list) else text for role in TEXTS if (text := row.get(role))]
+    texts = [" ".join(text) if isinstance(text, list) else text for role in INPUTS if (text := row.get(role))]
     return any(pipe.tokenizer(text)["input_ids"] for text in texts)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["KEPT", "Rows", "from_arrow", "take_batches", "to_arrow"]
+__all__ = ["INPUTS", "KEPT", "Rows", "from_arrow", "take_batches", "to_arrow"]
 
+INPUTS = ("text", "text_pair", "tokens", "question", "context", "source")  # roles that a model reads
 KEPT = "column:"  # before the name of a column that is no role, kept for `evaluate.slices`
 MAX_RUNS = 1000  # more pieces than this make a chunked table slower to read than a copy
 

@@ -171,7 +171,8 @@ class tiny_pipe:  # noqa: N801  (stands for an object)
 
     @staticmethod
     def tokenizer(text):
-        return {"input_ids": [2, 3]} if text == "" else {}
+        del text
+        return {"input_ids": [2, 3]}
 
 
 def test_predict_reads_bytes_that_are_no_utf_8_as_one_bad_line(tmp_path):

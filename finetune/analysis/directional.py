@@ -10,11 +10,10 @@ from typing import Any
 
 from finetune.errors import DataError
 from finetune.recipe import Recipe
-from finetune.rows import Rows
+from finetune.rows import INPUTS, Rows
 
-__all__ = ["EXPECTED", "INPUTS", "Pair", "pairs_of", "read_pairs"]
+__all__ = ["EXPECTED", "Pair", "pairs_of", "read_pairs"]
 
-INPUTS = ("text", "text_pair", "tokens", "question", "context", "source")  # roles that a model reads
 
 EXPECTED = ("higher", "lower", "same", "different")
 KEYS = ("before", "after", "expect", "label", "name")

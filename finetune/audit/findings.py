@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from finetune.data.problems import Problems
 from finetune.record import AuditFinding
-from finetune.rows import Rows
+from finetune.rows import INPUTS, Rows
 
 __all__ = [
     "BLOCK_ROWS",
@@ -27,7 +27,6 @@ __all__ = [
     "texts",
 ]
 
-INPUTS = ("text", "text_pair", "question", "context", "source", "tokens")  # what a model reads
 SHOWN_ROWS = 3  # places named in one note
 NAMED_ROWS = 20  # rows that a finding names
 BLOCK_ROWS = 20_000
