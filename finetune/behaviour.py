@@ -15,6 +15,7 @@ from finetune.analysis.directional import Pair, pairs_of
 from finetune.analysis.perturb import KINDS, Change, change
 from finetune.bootstrap import mean_interval
 from finetune.events import Events
+from finetune.heartbeat import Heartbeat
 from finetune.preparation import encode_now
 from finetune.recipe import Recipe
 from finetune.record import Interval
@@ -52,11 +53,20 @@ class _Runner:
     tokenizer: Any
     events: Events
     stop: StopFlag | None
+    heart: Heartbeat | None
 
     def predict(self, rows: Rows) -> Predictions | None:
         features = encode_now(rows, self.task, self.tokenizer)
         return evaluation.predict_split(
-            self.accelerator, self.model, self.task, self.tokenizer, features, rows, self.events, stop=self.stop
+            self.accelerator,
+            self.model,
+            self.task,
+            self.tokenizer,
+            features,
+            rows,
+            self.events,
+            stop=self.stop,
+            heart=self.heart,
         )
 
 
@@ -69,12 +79,13 @@ def trials(
     tokenizer: Any,
     events: Events,
     stop: StopFlag | None = None,
+    heart: Heartbeat | None = None,
 ) -> list[Trial]:
     """Predict the changed rows of every check that the recipe asks for; the same on all processes.
 
     Raises Preempted once `stop` is set.
     """
-    runner = _Runner(accelerator, model, task, tokenizer, events, stop)
+    runner = _Runner(accelerator, model, task, tokenizer, events, stop, heart)
     asked = recipe.evaluate.checks or []
     found = [_invariance(runner, kind, rows) for kind in (KINDS if asked == "all" else asked)]
     by_name: dict[str, list[Pair]] = {}

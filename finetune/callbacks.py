@@ -49,6 +49,7 @@ class Callbacks:
                 ready.splits["validation"],
                 job.events,
                 stop=job.stop,
+                heart=job.heart,
             )
             value: float | None = None
             if predictions is not None:

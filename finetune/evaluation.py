@@ -16,6 +16,7 @@ from finetune.errors import ModelError
 from finetune.events import Events
 from finetune.features import Features, in_memory
 from finetune.first_position import install_first_position
+from finetune.heartbeat import Heartbeat
 from finetune.record import Analysis, SplitResults
 from finetune.rows import INPUTS, Rows
 from finetune.signals import StopFlag
@@ -35,6 +36,7 @@ def predict_split(
     *,
     as_published: bool = False,
     stop: StopFlag | None = None,
+    heart: Heartbeat | None = None,
 ) -> Predictions | None:
     """Predictions for every row, in the order of the rows, on the main process; None on the others.
 
@@ -48,13 +50,13 @@ def predict_split(
         events.progress(f"evaluate {rows.split}", done, total, {})
 
     try:
-        outputs = loop.predict(accelerator, model, task, features, tokenizer, on_batch=tell, stop=stop)
+        outputs = loop.predict(accelerator, model, task, features, tokenizer, on_batch=tell, stop=stop, heart=heart)
     finally:
         restore()
         model.train(was_training)
     predictions = None if outputs is None else task.decode(outputs, features, rows)
     if as_published:
-        predict_published(accelerator, model, task, tokenizer, rows, predictions, events, stop)
+        predict_published(accelerator, model, task, tokenizer, rows, predictions, events, stop, heart)
     return predictions
 
 
@@ -67,13 +69,14 @@ def predict_published(
     predictions: Predictions | None,
     events: Events,
     stop: StopFlag | None = None,
+    heart: Heartbeat | None = None,
 ) -> None:
     """Where callers of the pipeline give their texts otherwise than the rows do: predict those, and compare."""
     given = task.published(rows)
     if given is None:
         return
     read = in_memory(task.encode(next(given.batches(len(given))), tokenizer))
-    found = predict_split(accelerator, model, task, tokenizer, read, given, events, stop=stop)
+    found = predict_split(accelerator, model, task, tokenizer, read, given, events, stop=stop, heart=heart)
     if predictions is not None and found is not None:
         task.compare_published(predictions, found, rows)
 

@@ -164,6 +164,7 @@ def _predict(job: Job, ready: Prepared, fit: loop.Fit, net: Any, name: str) -> P
         job.events,
         as_published=True,
         stop=job.stop,
+        heart=job.heart,
     )
 
 
@@ -173,7 +174,9 @@ def _trials(job: Job, ready: Prepared, fit: loop.Fit, net: Any) -> dict[str, lis
     if split is None:
         return {}
     rows = ready.splits[split]
-    tried = behaviour.trials(job.recipe, rows, fit.accelerator, net, ready.task, ready.tokenizer, job.events, job.stop)
+    tried = behaviour.trials(
+        job.recipe, rows, fit.accelerator, net, ready.task, ready.tokenizer, job.events, job.stop, job.heart
+    )
     return {split: tried}
 
 

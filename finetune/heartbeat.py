@@ -1,6 +1,6 @@
 """Several processes: name the one that died or hangs, and end the others in bounded time.
 
-Every process makes the same moves: a step begun, its gradient ready, an evaluation begun. Once a second a thread of
+Every process makes the same moves: a step begun, its gradient ready, an evaluation begun, a batch of it predicted. Once a second a thread of
 each tells the others, through a store that all reach, how many it has made. A process whose thread falls silent is
 gone; one that stands still at an earlier move than the others hangs. Without this, the others would wait in a
 collective until the timeout of the group, which names nobody.
@@ -28,6 +28,7 @@ SILENCE_SECONDS = 60.0  # without a beat, after which a process counts as gone
 STEP_SECONDS = 60.0  # a step may take this long, or STEP_FACTOR times the longest so far
 STEP_FACTOR = 10
 PHASE_SECONDS = 600.0  # for the first step, and between two moves outside the steps
+START_SECONDS = 3600.0  # for what comes before: one process may fetch or encode what the others find done
 FAILED_SECONDS = 30.0  # after another process has failed, this one must have seen it
 
 
@@ -38,7 +39,7 @@ class Sign:
     beats: int = 0
     moves: int = 0
     place: str = "the start"
-    patience: float = PHASE_SECONDS  # seconds this place may take
+    patience: float = START_SECONDS  # seconds this place may take
     left: str | None = None  # why the process left; empty when all was well
 
 
@@ -96,7 +97,7 @@ class Heartbeat:
 
     def __init__(self, rank: int = 0, processes: int = 1) -> None:
         self.rank, self.processes = rank, processes
-        self._moves, self._place, self._patience = 0, "the start", PHASE_SECONDS
+        self._moves, self._place, self._patience = 0, "the start", START_SECONDS
         self._begun: float | None = None  # when the step began
         self._longest = 0.0  # step so far
         self._beats = 0
@@ -110,20 +111,22 @@ class Heartbeat:
         if self._begun is not None:
             self._longest = max(self._longest, now - self._begun)
         self._begun = now
-        self._move(f"step {number}", max(STEP_SECONDS, STEP_FACTOR * self._longest) if self._longest else PHASE_SECONDS)
+        self._enter(
+            f"step {number}", max(STEP_SECONDS, STEP_FACTOR * self._longest) if self._longest else PHASE_SECONDS
+        )
 
-    def exchange(self) -> None:
-        """The main thread has its share of the gradient and waits for the others."""
+    def move(self) -> None:
+        """The main thread got on within the step or the phase: its gradient is ready, or a batch is predicted."""
         self._moves += 1
 
     def phase(self, name: str) -> None:
         """The main thread begins something that is no step."""
         self._begun = None
-        self._move(name, PHASE_SECONDS)
+        self._enter(name, PHASE_SECONDS)
 
-    def _move(self, place: str, patience: float) -> None:
+    def _enter(self, place: str, patience: float) -> None:
         self._place, self._patience = place, patience
-        self._moves += 1
+        self.move()
 
     def start(self, store: Any, on_loss: Callable[[str], None]) -> None:
         """Beat through a `torch.distributed.Store` that all processes of the group share.
@@ -195,7 +198,7 @@ class Heartbeat:
 
 def explain(problem: str) -> str:
     """What is wrong, for the user."""
-    return f"{problem}; the last checkpoint is intact: the same command continues from it"
+    return f"{problem}; what was saved is intact: the same command continues from the last checkpoint, if there is one"
 
 
 def _key(rank: int) -> str:

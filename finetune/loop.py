@@ -125,6 +125,7 @@ def fit(run: Fit) -> None:
 
 def _save(run: Fit, window: torch.Tensor) -> None:
     _require_finite(run)
+    run.heart.phase(f"the checkpoint of step {run.progress.step}")
     started = time.perf_counter()
     run.progress.window_loss = float(window)
     run.save(snapshot(run))
@@ -233,7 +234,7 @@ def _accumulate(run: Fit, rows: np.ndarray) -> torch.Tensor:
         with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
             loss = _micro_loss(run, piece if len(piece) else rows[-1:])
             if last:
-                run.heart.exchange()
+                run.heart.move()
             scale = world / count if count and len(piece) else 0.0  # DDP takes the mean over the processes
             accelerator.backward(loss * scale)
         if len(piece) and count:
@@ -457,6 +458,7 @@ def predict(
     max_slots: int = 8192,
     on_batch: Callable[[int, int], None] | None = None,
     stop: StopFlag | None = None,
+    heart: Heartbeat | None = None,
 ) -> dict[str, list[np.ndarray]] | None:
     """Run the model over all features, each exactly once, longest first.
 
@@ -471,6 +473,8 @@ def predict(
     found: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
     for _ in range(rounds):
         found += itertools.islice(outputs, 1)
+        if heart is not None:
+            heart.move()
         if stop is not None and (reason := _largest(accelerator, stop.code)[0]):
             stop.agree(reason)
             raise Preempted(stop.message())

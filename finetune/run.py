@@ -35,6 +35,7 @@ from finetune.job import Job
 from finetune.preparation import Prepared, commits, facts, inputs, prepare
 from finetune.recipe import Recipe, difference, load
 from finetune.record import Emissions, ModelFacts, RunRecord, Tracker
+from finetune.scoring.names import LOWER_IS_BETTER
 from finetune.seen_vocabulary import install_seen_vocabulary, unseen_tokens
 from finetune.session import agree_on, build_accelerator, choose, make_plan
 from finetune.signals import stop_requests
@@ -44,8 +45,7 @@ from finetune.unpadded import install_unpadded
 
 __all__ = ["push", "train"]
 
-PROCESS_TIMEOUT = datetime.timedelta(minutes=10)
-SMALLER_IS_BETTER = frozenset({"loss", "mse"})
+PROCESS_TIMEOUT = datetime.timedelta(seconds=heartbeat.START_SECONDS)  # of a collective; the heartbeat finds a hang
 PINS = frozenset({"data.revision", "model.revision"})  # added to a run, they change nothing unless the content changes
 WHOLE = ("finished", "published")  # states of a run with nothing left to train
 
@@ -435,7 +435,7 @@ def _fit(
         stop=job.stop,
         evaluate_every=None if job.recipe.evaluate.every == "epoch" else int(job.recipe.evaluate.every),
         patience=job.recipe.evaluate.patience,
-        larger_is_better=select_on not in SMALLER_IS_BETTER,
+        larger_is_better=select_on not in LOWER_IS_BETTER,
         evaluate=callbacks.evaluate if "validation" in ready.splits else None,
         log=callbacks.log,
         save=callbacks.save,

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import processes
 import pytest
 import tiny_run
@@ -208,6 +210,37 @@ def test_one_that_hangs_is_named_and_all_end(tmp_path, tiny_checkpoint):
     assert "process 1 has not got past step 5 for" in errors[0]
     assert "process 1 has not got past step 5 for" in record(path).error
     assert record(path).exit_code == 1
+
+
+def be_slow(rank):
+    """A checkpoint that takes longer than a step may, and an evaluation longer than is waited for one move."""
+    from finetune import batching, callbacks, heartbeat, loop
+
+    heartbeat.BEAT_SECONDS, heartbeat.STEP_SECONDS, heartbeat.PHASE_SECONDS = 0.1, 3.0, 7.0
+    outputs, slow = loop._outputs, {"save": 5.0, "evaluation": 3.0 if rank == 1 else 0.0}
+
+    def sleep_once(*_):
+        time.sleep(slow.pop("save", 0.0))
+
+    def slowed(*arguments, **keywords):
+        seconds = slow.pop("evaluation", 0.0)
+        for found in outputs(*arguments, **keywords):
+            time.sleep(seconds)
+            yield found
+
+    processes.before(callbacks.checkpoint, "save", sleep_once)
+    loop._outputs = slowed
+    loop.batching = SimpleNamespace(**{**vars(batching), "sorted_batches": in_twos})
+
+
+def in_twos(lengths, *_):
+    return np.split(np.arange(len(lengths)), range(2, len(lengths), 2))
+
+
+def test_a_slow_disk_and_a_long_evaluation_are_no_hang(tmp_path, tiny_checkpoint):
+    path = recipe(tmp_path / "run", tiny_checkpoint)
+    codes, errors = processes.train(path, be_slow, seconds=150)
+    assert codes == [0, 0], errors
 
 
 def spoil_the_loss(rank):
