@@ -30,7 +30,7 @@ from finetune import (
 )
 from finetune.analysis.slices import column_problem
 from finetune.carbon import Carbon
-from finetune.errors import Attempts, DataError, ModelError
+from finetune.errors import Attempts, DataError, ModelError, RecipeError
 from finetune.events import Events
 from finetune.features import Features
 from finetune.folder import RunFolder
@@ -59,12 +59,14 @@ def evaluate(
     Raises FinetuneError.
     """
     events = events or Events()
+    folder = _folder(recipe, checkpoint)
     started = _now()
     hardware.reset_peak_memory()
     task_class = tasks.of(recipe.task)
     attempts = Attempts()
     given = attempts(lambda: _load(recipe, checkpoint, task_class))
     findings = attempts(lambda: audit.rows(recipe, *data.collect(recipe)))
+    attempts(folder.probe)
     attempts.check()
     assert given is not None
     assert findings is not None
@@ -97,7 +99,7 @@ def evaluate(
     record.warnings = [*_warnings(record, task, predictions, own, labels or {}), *_poor_slices(rows)]
     record.efficiency = _efficiency(record, loaded, found, task, rows, len(rows) / seconds, accelerator.device)
     record.ended = _now()
-    _write(recipe, checkpoint, record, rows, task.records(predictions), events)
+    _write(folder, recipe, record, rows, task.records(predictions), events)
     return record
 
 
@@ -140,6 +142,8 @@ def _task(
     """The task with the checkpoint's labels, spelled as in the data."""
     from_data = task_class.from_rows(recipe, splits)
     if not from_data.labels_must_match:
+        if renamed:
+            raise RecipeError("--labels: the model has no labels to be renamed; leave it out")
         task = from_data
     else:
         own = _own_labels(loaded)
@@ -262,11 +266,15 @@ def _median(seconds: list[float]) -> float | None:
     return float(np.median(seconds)) if seconds else None
 
 
-def _write(
-    recipe: Recipe, checkpoint: str, record: RunRecord, rows: Rows, records: list[dict[str, Any]], events: Events
-) -> None:
+def _folder(recipe: Recipe, checkpoint: str) -> RunFolder:
+    """Where an evaluation of this checkpoint is written."""
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint).strip("-.")[-80:] or "checkpoint"
-    folder = RunFolder(Path(recipe.output) / "evaluations" / short)
+    return RunFolder(Path(recipe.output) / "evaluations" / short)
+
+
+def _write(
+    folder: RunFolder, recipe: Recipe, record: RunRecord, rows: Rows, records: list[dict[str, Any]], events: Events
+) -> None:
     folder.open()
     try:
         folder.write_lines(folder.predictions / f"{rows.split}.jsonl", records)

@@ -12,6 +12,7 @@ from finetune.audit import wording
 from finetune.errors import Attempts
 from finetune.events import Events
 from finetune.folder import RunFolder, space_needed
+from finetune.hardware import refuse_impossible_precision
 from finetune.recipe import Recipe
 from finetune.record import Audit, HeadSwap
 from finetune.seen_vocabulary import left_out
@@ -38,6 +39,8 @@ def check(recipe: Recipe, events: Events) -> Checked:
     """
     attempts = Attempts()
     attempts(lambda: services.check(recipe))
+    attempts(lambda: None if recipe.train is None else RunFolder(Path(recipe.output)).earlier(recipe))
+    attempts(lambda: None if recipe.train is None else refuse_impossible_precision(recipe.train.precision))
     ready = attempts(lambda: preparation.prepare(recipe, events))
     head_swap = None if ready is None else attempts(lambda: _fitting(ready))
     attempts.check()

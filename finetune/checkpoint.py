@@ -192,9 +192,16 @@ def latest(folder: Path) -> tuple[Snapshot | None, list[str]]:
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
+        return _mismatch(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _mismatch(path: Path) -> str | None:
+    try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
-    except (OSError, ValueError, KeyError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} is missing or damaged ({type(error).__name__})"
     if manifest.get("format") != FORMAT:
         return f"format {manifest.get('format')}, expected {FORMAT}"

@@ -8,14 +8,15 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 
-from finetune.errors import FinetuneError, RecipeError
+from finetune.errors import FinetuneError, RecipeError, StorageError
+from finetune.signals import stop_requests
 
 if TYPE_CHECKING:
     from finetune.recipe import Recipe
@@ -145,7 +146,7 @@ def train(
     loaded = load(recipe, overrides or [])
     if resume not in ("auto", "never"):
         raise RecipeError(f"--resume: expected auto or never, found {resume!r}")
-    with _importing():
+    with stop_requests() as stop, stop.at_once(), _importing():
         from finetune import run
 
     with _listening(quiet or as_json) as events:
@@ -188,7 +189,7 @@ def evaluate(
                 records.append(assessment.evaluate(loaded, name, split=split, labels=renamed, events=events))
             except FinetuneError as error:
                 problems.append(error)
-    if json_file is not None and records:
+    if json_file is not None and records and os.environ.get("RANK", "0") == "0":
         content = [record.model_dump(mode="json") for record in records]
         json_file.write_text(json.dumps(content if len(content) > 1 else content[0], indent=2) + "\n", encoding="utf-8")
     if not quiet:
@@ -202,7 +203,7 @@ def evaluate(
 def _reader(path: str) -> TextIO:
     """Bytes that are no UTF-8 come through, so that the line they stand on can be named."""
     if path == "-":
-        cast(TextIOWrapper, sys.stdin).reconfigure(encoding="utf-8", errors="surrogateescape")
+        cast(TextIOWrapper, sys.stdin).reconfigure(encoding="utf-8-sig", errors="surrogateescape")
         return sys.stdin
     try:
         return open(path, encoding="utf-8-sig", errors="surrogateescape")
@@ -212,13 +213,44 @@ def _reader(path: str) -> TextIO:
         ) from error
 
 
-def _writer(path: str) -> TextIO:
-    if path == "-":
-        return sys.stdout
+@contextmanager
+def _writing(path: str) -> Iterator[Callable[[str], None]]:
+    """A function that writes to a file, which is whole in the end, or as it was: it may be the input."""
+    target = Path(path).resolve()
+    special = target.exists() and not target.is_file()  # /dev/null, a pipe
+    temporary = target if special else target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        return open(path, "w", encoding="utf-8")
+        file = open(temporary, "w", encoding="utf-8")  # noqa: SIM115  (closed below, before it is renamed)
     except OSError as error:
         raise RecipeError(f"--output: {path} cannot be written ({error.strerror}); name another file") from error
+    try:
+        yield lambda text: _on_disk(path, lambda: file.write(text))
+        _on_disk(path, file.close)
+        if not special:
+            temporary.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            file.close()
+        if not special:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _on_disk(path: str, step: Callable[[], object]) -> None:
+    try:
+        step()
+    except OSError as error:
+        raise StorageError(f"--output: writing {path} failed ({error.strerror}); free some space") from error
+
+
+@contextmanager
+def _printing() -> Iterator[Callable[[str], None]]:
+    """A function that writes to standard output, whose reader may have enough before the end."""
+    try:
+        yield lambda text: cast(None, sys.stdout.write(text))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
 
 
 def _require_place(path: Path) -> None:
@@ -246,9 +278,9 @@ def predict(
     with _importing():
         from finetune import prediction
 
-    with _reader(input_file) as source, _writer(output_file) as target:
+    with _reader(input_file) as source, _printing() if output_file == "-" else _writing(output_file) as write:
         for line in prediction.predict_lines(model, source):
-            target.write(json.dumps(line, ensure_ascii=False) + "\n")
+            write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 @app.command(epilog=EXAMPLE + "finetune push runs/quickstart --repo-id me/quickstart --private")

@@ -13,12 +13,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from finetune.checkpoint import storage_errors
+from finetune.checkpoint import steps_on_disk, storage_errors
 from finetune.errors import OutputError, StorageError
-from finetune.recipe import Recipe
+from finetune.recipe import Recipe, difference
 from finetune.record import RunRecord, write_atomic
 
-__all__ = ["RunFolder", "space_needed"]
+__all__ = ["WHOLE", "RunFolder", "space_needed"]
+
+PINS = frozenset({"data.revision", "model.revision"})  # added to a run, they change nothing unless the content changes
+WHOLE = ("finished", "published")  # states of a run with nothing left to train
 
 
 class RunFolder:
@@ -32,10 +35,8 @@ class RunFolder:
         self.predictions = path / "predictions"
         self.hard_rows = path / "hard_rows.jsonl"
         self.checkpoints = path / "checkpoints"
-        self.evaluations = path / "evaluations"
         self.export = path / "export"
         self.emissions = path / "emissions.csv"
-        self.tracking = path / "tracking"
         self.verification = path / "verification.jsonl"
         self._lock = FileLock(str(path / ".lock"), timeout=0)
 
@@ -98,6 +99,43 @@ class RunFolder:
         except ValueError as error:
             raise OutputError(f"{self.record}: {error}; else move the folder away") from error
 
+    def earlier(self, recipe: Recipe, resume: str = "auto") -> RunRecord | None:
+        """The record of an earlier start here. Raises OutputError when this recipe may not continue it.
+
+        resume: auto; or never, which refuses what any earlier start left.
+        """
+        record = self.read_record()
+        saved = bool(steps_on_disk(self.checkpoints))
+        status = "its checkpoints" if record is None else record.status
+        if resume == "never" and (record is not None or saved):
+            raise OutputError(
+                f"output: {self.path} holds a run ({status}); choose another output, or leave --resume never out"
+            )
+        if saved or (record is not None and record.status in WHOLE):
+            self._refuse_another(recipe, status)
+        return record
+
+    def _refuse_another(self, recipe: Recipe, status: str) -> None:
+        """Raises OutputError when the run here was begun with another recipe."""
+        if not self.recipe.is_file():
+            return
+        changed = difference(self.recipe.read_text(encoding="utf-8"), recipe.moved_to(self.path))
+        lines = [f"  {key}: was {old!r}, is {new!r}" for key, old, new in changed if old is not None or key not in PINS]
+        if lines:
+            raise OutputError(
+                f"output: {self.path} holds a run of another recipe ({status}); keys that decide the result differ:\n"
+                + "\n".join(lines)
+                + "\nundo the change, or choose another output"
+            )
+
+    def changed(self, recipe: Recipe) -> list[str]:
+        """Keys that decide no number of a run and have another value in this recipe than in that of the run here."""
+        if not self.recipe.is_file():
+            return []
+        earlier = self.recipe.read_text(encoding="utf-8")
+        found = difference(earlier, recipe.moved_to(self.path), Recipe.harmless)
+        return [key for key, _, _ in found if key != "output"]
+
     def write_record(self, record: RunRecord) -> None:
         """Raises StorageError."""
         with storage_errors("writing run.json"):
@@ -120,10 +158,14 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def cut_metrics(self, lines: int) -> None:
-        """Keep the first `lines` lines of metrics.jsonl: what was logged after the resumed checkpoint comes again."""
+        """Keep the first `lines` lines of metrics.jsonl: what was logged after the resumed checkpoint comes again.
+
+        Raises StorageError.
+        """
         if self.metrics.is_file():
-            kept = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
-            write_atomic(self.metrics, "".join(kept))
+            with storage_errors("writing metrics.jsonl"):
+                kept = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
+                write_atomic(self.metrics, "".join(kept))
 
     def write_lines(self, path: Path, lines: Iterable[dict[str, Any]]) -> None:
         """A JSON-lines file, by temporary file and rename. Raises StorageError."""

@@ -149,9 +149,9 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def refuse_impossible_precision(precision: str, on_cpu: bool) -> None:
+def refuse_impossible_precision(precision: str) -> None:
     """Raises RecipeError for fp16 on a CPU, where Accelerate would train in fp32 without a word."""
-    if precision == "fp16" and on_cpu:
+    if precision == "fp16" and not torch.cuda.is_available():
         raise RecipeError("train.precision: fp16 needs a GPU; on a CPU use auto, bf16 or fp32")
 
 

@@ -1,9 +1,9 @@
 """Several processes: name the one that died or hangs, and end the others in bounded time.
 
-Every process makes the same moves: a step begun, its gradient ready, an evaluation begun, a batch of it predicted. Once a second a thread of
-each tells the others, through a store that all reach, how many it has made. A process whose thread falls silent is
-gone; one that stands still at an earlier move than the others hangs. Without this, the others would wait in a
-collective until the timeout of the group, which names nobody.
+Every process makes the same moves: a step begun, its gradient ready, an evaluation begun, a batch of it predicted.
+Once a second a thread of each tells the others, through a store that all reach, how many it has made. A process whose
+thread falls silent is gone; one that stands still at an earlier move than the others hangs. Without this, the others
+would wait in a collective until the timeout of the group, which names nobody.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Sign:
     beats: int = 0
     moves: int = 0
     place: str = "the start"
-    patience: float = START_SECONDS  # seconds this place may take
+    patience: float = PHASE_SECONDS  # seconds this place may take
     left: str | None = None  # why the process left; empty when all was well
 
 
@@ -111,9 +111,8 @@ class Heartbeat:
         if self._begun is not None:
             self._longest = max(self._longest, now - self._begun)
         self._begun = now
-        self._enter(
-            f"step {number}", max(STEP_SECONDS, STEP_FACTOR * self._longest) if self._longest else PHASE_SECONDS
-        )
+        patience = max(STEP_SECONDS, STEP_FACTOR * self._longest) if self._longest else PHASE_SECONDS
+        self._enter(f"step {number}", patience)
 
     def move(self) -> None:
         """The main thread got on within the step or the phase: its gradient is ready, or a batch is predicted."""

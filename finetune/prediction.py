@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-import transformers
-
 from finetune import pretrained, tasks
 from finetune.errors import DataError, ModelError
 from finetune.model import quiet_transformers
@@ -26,7 +24,7 @@ def pipeline(model: str) -> Any:
     Raises ModelError when the model has no head that this package knows.
     """
     found = pretrained.locate(str(model))
-    config = transformers.AutoConfig.from_pretrained(found.folder, trust_remote_code=False, local_files_only=True)
+    config = pretrained.own_config(found)
     task = tasks.for_architectures(getattr(config, "architectures", None) or [])
     if task is None:
         raise ModelError(
@@ -69,7 +67,7 @@ def _parsed(number: int, line: str) -> dict[str, Any]:
     if (byte := _foreign_byte(line)) is not None:
         raise DataError(f"{where}: not UTF-8 (byte 0x{byte:02x}); save the input as UTF-8")
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_no_number)
     except ValueError as error:
         raise DataError(f"{where}: not JSON ({error})") from error
     except RecursionError as error:
@@ -79,6 +77,10 @@ def _parsed(number: int, line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object with roles as keys, found {line.strip()[:60]}")
     return row
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _foreign_byte(text: str) -> int | None:

@@ -28,6 +28,7 @@ __all__ = [
     "load_tokenizer",
     "locate",
     "longest_input",
+    "own_config",
     "read_config",
     "tokenizer_sha256",
     "with_decoder",
@@ -88,8 +89,9 @@ def checkpoint_in(folder: Path, commit: str | None, name: str) -> Checkpoint:
         )
     if commit is not None:
         raise ModelError(f"model.checkpoint: {name} has no config.json: not a transformers checkpoint")
+    hint = f"; did you mean {name.rstrip('/')}/export?" if (folder / "export" / "config.json").is_file() else ""
     raise ModelError(
-        f"model.checkpoint: {name} is not a folder with a config.json; give a checkpoint's folder or a Hub id"
+        f"model.checkpoint: {name} is not a folder with a config.json; give a checkpoint's folder or a Hub id{hint}"
     )
 
 
@@ -98,7 +100,8 @@ def files(name: str, revision: str | None = None, resolve: Callable[[str], Path]
     if name.startswith("package://"):
         return _package_folder(name), None
     folder = Path(resolve(name))
-    if is_local(name) or (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+    known = ("config.json", "adapter_config.json", "export/config.json")
+    if is_local(name) or any((folder / name).is_file() for name in known):
         return folder, None
     return _download(name, revision)
 
@@ -176,7 +179,7 @@ def _hashes(part: Checkpoint) -> dict[str, str]:
 
 
 def _is_read(path: Path) -> bool:
-    return path.suffix in (".json", ".safetensors") and path.is_file()
+    return path.suffix in (".json", ".safetensors", ".txt", ".model", ".spm") and path.is_file()
 
 
 def read_config(
@@ -186,9 +189,9 @@ def read_config(
 
     With a decoder from elsewhere it is the config of both together. trained: it comes with its head, or is of no use.
     """
-    config = _own_config(checkpoint, needs_weights)
+    config = own_config(checkpoint, needs_weights)
     if checkpoint.decoder is not None:
-        own = config if checkpoint.decoder == checkpoint else _own_config(checkpoint.decoder, needs_weights)
+        own = config if checkpoint.decoder == checkpoint else own_config(checkpoint.decoder, needs_weights)
         config = decoder.join(config, own, (checkpoint.name, checkpoint.decoder.name))
     if type(config) not in getattr(transformers, task.auto_class)._model_mapping:
         raise ModelError(_untrained(checkpoint.name, config) if trained else task.unfit(checkpoint.name, config))
@@ -203,9 +206,10 @@ def _untrained(name: str, config: Any) -> str:
     )
 
 
-def _own_config(checkpoint: Checkpoint, needs_weights: bool) -> Any:
+def own_config(checkpoint: Checkpoint, needs_weights: bool = True) -> Any:
+    """The config of a checkpoint of any architecture that transformers has. Raises ModelError."""
     folder = checkpoint.folder
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    raw = _json_object(checkpoint, "config.json")
     if "auto_map" in raw:
         raise ModelError(
             f"model.checkpoint: {checkpoint.name} asks for trust_remote_code: code that comes with a checkpoint is"
@@ -225,6 +229,18 @@ def _own_config(checkpoint: Checkpoint, needs_weights: bool) -> Any:
             f"model.checkpoint: {checkpoint.name} is of type {kind!r}, which transformers {transformers.__version__}"
             f" cannot load ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _json_object(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads((checkpoint.folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model.checkpoint: {name} of {checkpoint.name} cannot be read ({error}); fetch or save it again"
+        ) from error
+    if not isinstance(found, dict):
+        raise ModelError(f"model.checkpoint: {name} of {checkpoint.name}: expected an object, found {found!r:.60}")
+    return found
 
 
 def load_tokenizer(checkpoint: Checkpoint, config: Any) -> Any:

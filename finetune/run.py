@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 
 from finetune import attention, checkpoint, finish, hardware, heartbeat, loop, lora, model, optim, services
+from finetune.batching import Plan
 from finetune.callbacks import Callbacks
 from finetune.carbon import Carbon
 from finetune.checkpoint import Progress, Snapshot
@@ -29,16 +30,16 @@ from finetune.errors import (
 )
 from finetune.events import Events
 from finetune.first_position import install_first_position
-from finetune.folder import RunFolder, space_needed
+from finetune.folder import WHOLE, RunFolder, space_needed
 from finetune.heartbeat import Heartbeat
 from finetune.job import Job
 from finetune.preparation import Prepared, commits, facts, inputs, prepare
-from finetune.recipe import Recipe, difference, load
+from finetune.recipe import Recipe, load
 from finetune.record import Emissions, ModelFacts, RunRecord, Tracker
 from finetune.scoring.names import LOWER_IS_BETTER
 from finetune.seen_vocabulary import install_seen_vocabulary, unseen_tokens
 from finetune.session import agree_on, build_accelerator, choose, make_plan
-from finetune.signals import stop_requests
+from finetune.signals import StopFlag, stop_requests
 from finetune.tracking import Tracking
 from finetune.tryout import try_out
 from finetune.unpadded import install_unpadded
@@ -46,8 +47,6 @@ from finetune.unpadded import install_unpadded
 __all__ = ["push", "train"]
 
 PROCESS_TIMEOUT = datetime.timedelta(seconds=heartbeat.START_SECONDS)  # of a collective; the heartbeat finds a hang
-PINS = frozenset({"data.revision", "model.revision"})  # added to a run, they change nothing unless the content changes
-WHOLE = ("finished", "published")  # states of a run with nothing left to train
 
 # -------------------------------------------------------------------------------------------- the whole run
 
@@ -60,26 +59,30 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto", events: Eve
     """
     if recipe.train is None:
         raise RecipeError("train: missing; a recipe without this block can only be evaluated")
-    state = _join_processes()
     folder = RunFolder(Path(recipe.output))
-    events = events or Events()
-    if not state.is_main_process:
-        if not agree_on(False, state):  # the main process has nothing to train, or says why it cannot
-            return RunRecord()
-        record = RunRecord()
-        with stop_requests() as stop, _beating(state, folder, record) as heart:
-            return _train(Job(recipe, folder, record, Events(), stop, state, heart))
-    try:
-        earlier = _open(recipe, folder, resume, state, events)
-        if earlier is not None:
-            with stop_requests() as stop, stop.at_once():
+    with stop_requests() as stop:
+        try:
+            return _start(recipe, folder, resume, events or Events(), stop)
+        finally:
+            folder.close()
+
+
+def _start(recipe: Recipe, folder: RunFolder, resume: str, events: Events, stop: StopFlag) -> RunRecord:
+    record = RunRecord()
+    with stop.at_once():
+        state = _join_processes()
+        if state.is_main_process:
+            earlier = _open(recipe, folder, resume, state, events)
+            if earlier is not None:
                 return _finished_before(recipe, folder, earlier, events)
-        record = _new_record(recipe, state)
-        recorded, beating = _recorded(folder, record, recipe, events), _beating(state, folder, record)
-        with stop_requests() as stop, recorded, beating as heart:
-            return _train(Job(recipe, folder, record, events, stop, state, heart))
-    finally:
-        folder.close()
+        elif not agree_on(False, state):  # the main process has nothing to train, or says why it cannot
+            return record
+    if not state.is_main_process:
+        with _beating(state, folder, record) as heart:
+            return _train(Job(recipe, folder, record, Events(), stop, state, heart))
+    record = _new_record(recipe, state)
+    with _recorded(folder, record, recipe, events), _beating(state, folder, record) as heart:
+        return _train(Job(recipe, folder, record, events, stop, state, heart))
 
 
 def _open(recipe: Recipe, folder: RunFolder, resume: str, state: PartialState, events: Events) -> RunRecord | None:
@@ -87,14 +90,17 @@ def _open(recipe: Recipe, folder: RunFolder, resume: str, state: PartialState, e
 
     Returns the record of an earlier start that finished, else None. Raises FinetuneError.
     """
+    settings = recipe.train
+    assert settings is not None
     begins = False
     try:
         folder.open()
-        earlier = _earlier_record(folder, recipe, resume)
+        earlier = folder.earlier(recipe, resume)
         if earlier is not None and earlier.status in WHOLE:
             return earlier
         attempts = Attempts()
         attempts(lambda: services.check(recipe))
+        attempts(lambda: hardware.refuse_impossible_precision(settings.precision))
         begins = not attempts.failed
     finally:
         agree_on(begins, state)
@@ -123,35 +129,13 @@ def _incomplete(wanted: int, found: int) -> RecipeError:
     )
 
 
-def _earlier_record(folder: RunFolder, recipe: Recipe, resume: str) -> RunRecord | None:
-    """The record of an earlier start in this folder, after checking that this recipe may continue it."""
-    record = folder.read_record()
-    saved = bool(checkpoint.steps_on_disk(folder.checkpoints))
-    if resume == "never" and (record is not None or saved):
-        state = "its checkpoints" if record is None else record.status
-        raise OutputError(
-            f"output: {folder.path} holds a run ({state}); choose another output, or leave --resume never out"
-        )
-    if record is None:
-        return None
-    begun = saved or record.status in WHOLE
-    changed = []
-    if begun and folder.recipe.is_file():
-        changed = difference(folder.recipe.read_text(encoding="utf-8"), recipe.moved_to(folder.path))
-        changed = [(key, old, new) for key, old, new in changed if old is not None or key not in PINS]
-    if changed:
-        lines = [f"  {key}: was {old!r}, is {new!r}" for key, old, new in changed]
-        raise OutputError(
-            f"output: {folder.path} holds a run of another recipe ({record.status}); keys that decide the result"
-            " differ:\n" + "\n".join(lines) + "\nundo the change, or choose another output"
-        )
-    return record
-
-
 def _finished_before(recipe: Recipe, folder: RunFolder, record: RunRecord, events: Events) -> RunRecord:
     """Nothing to train; what a killed or failed start still owes (verification, push, report) is done."""
     events.message(f"{folder.path}: this run is {record.status} already; nothing to train")
-    if recipe.hub is not None and record.status != "published":
+    owed = recipe.hub is not None and (record.published is None or record.published.repo_id != recipe.hub.repo_id)
+    if unheeded := [key for key in folder.changed(recipe) if not (owed and key.startswith(("hub.", "card.")))]:
+        events.message(f"{', '.join(unheeded)}: changed, without effect on a run that is whole; choose another output")
+    if owed:
         with _recorded(folder, record, recipe, events):
             finish.push(recipe, folder, record, events)
     elif record.export is None or not record.export.verified or not (folder.path / "report.html").exists():
@@ -237,6 +221,7 @@ def _train(job: Job) -> RunRecord:
 
 def _set_up(job: Job) -> tuple[Prepared, loop.Fit, Callbacks]:
     """Everything before the first step. Only the Fit holds the model, so that its memory can be given back."""
+    assert job.recipe.train is not None
     saved = _last_snapshot(job)
     carried = saved.progress.carried if saved else {}
     meter = _meter(job, carried)
@@ -244,17 +229,19 @@ def _set_up(job: Job) -> tuple[Prepared, loop.Fit, Callbacks]:
         ready = prepare(job.recipe, job.events)
         origin = {"inputs": inputs(ready), "commits": commits(ready), "surroundings": hardware.surroundings()}
         _require_same(job, origin["inputs"], carried)
-        try_out(ready)
+        tried = try_out(ready)
         loaded = model.load_for_training(ready.checkpoint, ready.config, ready.task, job.recipe)
     _describe(job, ready, loaded)
     net = _trainable(job, loaded)
     restore_model = _make_cheaper(net, ready, job.state)
     if job.main:
         _claim(job, loaded.num_parameters, net)
-    chosen = _choose(job, ready, net, carried)
+    plan = make_plan(ready.task, ready.features["train"], job.recipe.train)
+    chosen = _choose(job, ready, net, plan, carried)
     tracking = _tracking(job, carried) if job.main else None
     callbacks = Callbacks(job, ready, meter, tracking, {"chosen": chosen} | origin)
-    fit = _fit(job, ready, net, chosen, saved, callbacks)
+    accelerator = build_accelerator(chosen["precision"], leaves_out=tried.leaves_out)
+    fit = _fit(job, ready, net, plan, accelerator, chosen, saved, callbacks)
     fit.restore_model, fit.heart = restore_model, job.heart
     return ready, fit, callbacks
 
@@ -388,14 +375,14 @@ def _make_cheaper(net: Any, ready: Prepared, state: PartialState) -> Callable[[]
     return restore.close
 
 
-def _choose(job: Job, ready: Prepared, net: Any, carried: dict[str, Any]) -> dict[str, Any]:
+def _choose(job: Job, ready: Prepared, net: Any, plan: Plan, carried: dict[str, Any]) -> dict[str, Any]:
     """What `auto` decides: measured once, reused by every resume."""
     settings = job.recipe.train
     assert settings is not None
-    plan = make_plan(ready.task, ready.features["train"], settings)
     chosen = carried.get("chosen") or choose(
         settings, plan, net, ready.task, ready.features["train"], ready.tokenizer, job.state
     )
+    hardware.refuse_impossible_precision(chosen["precision"])  # a run may go on where there is no GPU
     torch.set_num_threads(int(chosen["threads"]))
     job.record.chosen, job.record.precision = chosen, chosen["precision"]
     assert job.record.model is not None
@@ -406,12 +393,18 @@ def _choose(job: Job, ready: Prepared, net: Any, carried: dict[str, Any]) -> dic
 
 
 def _fit(
-    job: Job, ready: Prepared, net: Any, chosen: dict[str, Any], saved: Snapshot | None, callbacks: Callbacks
+    job: Job,
+    ready: Prepared,
+    net: Any,
+    plan: Plan,
+    accelerator: Accelerator,
+    chosen: dict[str, Any],
+    saved: Snapshot | None,
+    callbacks: Callbacks,
 ) -> loop.Fit:
     """Everything the loop needs, at the step to continue from."""
     settings = job.recipe.train
     assert settings is not None
-    accelerator = build_accelerator(chosen["precision"])
     optimizer = optim.adamw(net, settings.learning_rate, settings.weight_decay)
     prepared, optimizer = accelerator.prepare(net, optimizer)
     prepared.train()
@@ -429,7 +422,7 @@ def _fit(
         tokenizer=ready.tokenizer,
         features=ready.features["train"],
         rows=ready.splits["train"],
-        plan=make_plan(ready.task, ready.features["train"], settings),
+        plan=plan,
         settings=settings,
         progress=progress,
         stop=job.stop,

@@ -1,4 +1,4 @@
-"""From a loaded model to a Fit: what `auto` decides, LoRA, the Accelerator, the checkpoint to continue from."""
+"""What a run settles before its first step: the plan, what `auto` decides, the Accelerator, when to save."""
 
 from __future__ import annotations
 
@@ -55,7 +55,6 @@ def choose(
     settings: TrainBlock, plan: Plan, net: Any, task: Task, features: Features, tokenizer: Any, state: PartialState
 ) -> dict[str, Any]:
     """What `auto` decides, measured on the main process, the same on all: precision, rows of a micro-batch, padding."""
-    hardware.refuse_impossible_precision(settings.precision, state.device.type == "cpu")
     threads = hardware.threads_for(state.num_processes if state.device.type == "cpu" else 1)
     torch.set_num_threads(threads)
     rows = _micro_rows(settings, plan, state.num_processes)
@@ -130,14 +129,17 @@ def _probe_unpadded(net: Any, task: Task, batch: Batch, device: torch.device, pr
     return {"unpadded": seconds["unpadded"] < PAYS * seconds["padded"], "unpadded_probe_seconds": found}
 
 
-def build_accelerator(precision: str) -> Accelerator:
-    """The Accelerator of the run. Raises RecipeError when the launcher sets what a recipe owns."""
+def build_accelerator(precision: str, *, leaves_out: bool = False) -> Accelerator:
+    """The Accelerator of the run. Raises RecipeError when the launcher sets what a recipe owns.
+
+    leaves_out: a step may leave weights without a gradient, for which processes must not wait.
+    """
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision={"fp32": "no"}.get(precision, precision),
         step_scheduler_with_optimizer=False,
         # No buffer of a text model changes in training; sent along, they are a collective in the midst of the forward.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=leaves_out)],
     )
     if accelerator.gradient_accumulation_steps != 1:
         raise RecipeError(

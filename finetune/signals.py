@@ -101,11 +101,15 @@ def under_launcher(environment: Mapping[str, str] = os.environ) -> bool:
 
 @contextmanager
 def stop_requests() -> Iterator[StopFlag]:
-    """Handle SIGTERM, SIGINT and SIGUSR1 by a StopFlag until the block ends; then the earlier handlers are back."""
+    """Handle SIGTERM, SIGINT and SIGUSR1 by a StopFlag until the block ends; then the earlier handlers are back.
+
+    Signals reach the main thread only: in another one, the flag stays unset.
+    """
     launched = under_launcher()
     flag, over = StopFlag(launched), threading.Event()
-    before = {number: signal.signal(number, flag.on_signal) for number in STOPPING}
-    if launched:
+    mine = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, flag.on_signal) for number in STOPPING if mine}
+    if launched and mine:
         threading.Thread(target=flag.watch_parent, args=(over,), name="parent", daemon=True).start()
     try:
         yield flag

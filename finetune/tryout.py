@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +28,7 @@ __all__ = ["TriedOut", "probes", "try_out"]
 
 TEXTS = ("", "Привет, мир! 你好，世界。 שלום עולם", "word " * 2000)  # they often break a model, or its pipeline
 PADDING_ERROR = 0.05  # of the largest logit: above what a kernel's rounding does, below attention to the padding
+TOKENS = 3  # generated for a text: enough for the first one, and for those with a cache
 CODE = ("decoder.py", "lora.py", "model.py", "pretrained.py", "seen_vocabulary.py", "tryout.py")
 
 
@@ -37,6 +40,7 @@ class TriedOut:
     parameters: int
     word_embedding: tuple[int, int] | None  # rows and columns, if training may cut it
     adapter_parameters: int | None  # numbers that training changes with `model.lora`
+    leaves_out: bool  # weights that a row gives no gradient: processes must not wait for it
 
 
 def probes(ready: Prepared, split: str, count: int) -> tuple[Rows, Features]:
@@ -76,11 +80,18 @@ def try_out(ready: Prepared) -> TriedOut:
             "adapter_parameters": None
             if (block := ready.recipe.model.lora) is None
             else lora.adapter_parameters(loaded.model, block, loaded.head_swap.new.names),
+            "leaves_out": _leaves_out(ready, loaded.model),
         }
 
     facts = entry("weights", _key(ready), build).facts
     swap, table = HeadSwap.model_validate(facts["head_swap"]), facts["word_embedding"]
-    return TriedOut(swap, facts["parameters"], tuple(table) if table else None, facts["adapter_parameters"])
+    return TriedOut(
+        head_swap=swap,
+        parameters=facts["parameters"],
+        word_embedding=tuple(table) if table else None,
+        adapter_parameters=facts["adapter_parameters"],
+        leaves_out=facts["leaves_out"],
+    )
 
 
 def _key(ready: Prepared) -> str:
@@ -89,7 +100,8 @@ def _key(ready: Prepared) -> str:
     code = [content_sha256(Path(__file__).with_name(name)) for name in CODE]
     versions = [version(name) for name in ("transformers", "torch", "safetensors")]
     recomputed = recipe.train is not None and recipe.train.gradient_checkpointing
-    settings = [recipe.model.model_dump(mode="json"), recomputed, recipe.evaluate.calibrate, task.max_length]
+    evaluate = recipe.evaluate.model_dump(mode="json", include={"calibrate", "generation"})
+    settings = [recipe.model.model_dump(mode="json"), recomputed, evaluate, recipe.data.languages, task.max_length]
     files = pretrained.file_hashes(checkpoint)
     return key_of(versions, code, data.task_code(type(task)), files, settings, task.labels, task.problem)
 
@@ -103,27 +115,53 @@ def _run(ready: Prepared, net: Any) -> None:
     together = _logits(ready, net, features, order[[1, -1]])  # 0 may be the empty text
     for one, both in zip(alone[1], together, strict=True):
         error = float((both[:1][tuple(slice(size) for size in one.shape)] - one).abs().max())
-        if error > PADDING_ERROR * float(one.abs().max()):
+        if not error <= PADDING_ERROR * float(one.abs().max()):  # NaN, too
             raise ModelError(
                 f"model.checkpoint: what {type(net).__name__} of {ready.checkpoint.name} says of a text depends on the"
                 f" padding beside it: a logit of {float(one.abs().max()):.3g} moves by {error:.2g}; expected a model"
                 " whose attention mask leaves padding out; choose a checkpoint of another architecture"
             )
+    if ready.recipe.evaluate.generation is not None:
+        _respond(ready, net, features, order[[1, -1]])
+
+
+def _respond(ready: Prepared, net: Any, features: Features, index: np.ndarray) -> None:
+    """Generate the first tokens for a batch, as in evaluation."""
+    batch = ready.task.collate(features, index, ready.tokenizer)
+    remedy = "look at evaluate.generation, and at the generation_config.json of the checkpoint"
+    with _its_own_code(ready, net, "cannot answer", remedy):
+        ready.task.respond(net, batch, longest=TOKENS)
+
+
+@contextmanager
+def _its_own_code(ready: Prepared, net: Any, fails: str, remedy: str) -> Iterator[None]:
+    """Run the model's code; whatever it raises becomes a ModelError."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ModelError(
+            f"model.checkpoint: {type(net).__name__} of {ready.checkpoint.name} {fails}: {reason}; {remedy}"
+        ) from error
+
+
+def _leaves_out(ready: Prepared, net: Any) -> bool:
+    """Whether the loss of the longest row leaves a weight without a gradient."""
+    from torch.autograd import backward
+
+    features = next(iter(ready.features.values()))
+    batch = ready.task.collate(features, np.array([features.lengths.argmax()]), ready.tokenizer)
+    backward(ready.task.loss(net(**batch.inputs), batch))
+    return any(parameter.grad is None for parameter in net.parameters() if parameter.requires_grad)
 
 
 def _logits(ready: Prepared, net: Any, features: Features, index: np.ndarray) -> list[Tensor]:
     """What the model gives for a batch: tensors (b, …)."""
-    import torch
-
     batch = ready.task.collate(features, index, ready.tokenizer)
-    try:
-        with torch.inference_mode():
-            outputs = net(**batch.inputs)
-    except Exception as error:
-        texts = " and ".join(f"a text of {length} tokens" for length in features.lengths[index].tolist())
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ModelError(
-            f"model.checkpoint: {type(net).__name__} of {ready.checkpoint.name} cannot take {texts}: {reason}; choose a"
-            " checkpoint of another architecture"
-        ) from error
+    texts = " and ".join(f"a text of {length} tokens" for length in features.lengths[index].tolist())
+    with _its_own_code(ready, net, f"cannot take {texts}", "choose a checkpoint of another architecture"):
+        outputs = net(**batch.inputs)
     return [outputs[name] for name in ("logits", "start_logits", "end_logits") if name in outputs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import tiny_run
 
 import finetune
 from finetune import assessment, tasks
-from finetune.errors import ModelError, RecipeError
+from finetune.errors import ModelError, OutputError, RecipeError
 from finetune.record import RunRecord
 
 ROOT = Path(__file__).parents[1]
@@ -241,6 +242,30 @@ def test_metrics_and_files_are_looked_at_before_the_model_runs(tmp_path, classif
         evaluate(path, tmp_path / "nowhere")
     assert len(str(caught.value).splitlines()) == 2
     assert "test.csv, line 2: expected 2 cells, found 1" in str(caught.value)
+
+
+def test_what_it_cannot_use_or_write_is_told_before_the_model_runs(tmp_path, classifier, rows, monkeypatch):
+    monkeypatch.setattr(assessment, "_predict", lambda *_: pytest.fail("the model ran"))
+    path = recipe(tmp_path, rows)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        assessment.evaluate(finetune.load_recipe(path, [f"output={tmp_path}/file"]), str(classifier))
+    export = shutil.copytree(classifier, tmp_path / "run" / "export")
+    with pytest.raises(ModelError, match=f"did you mean {tmp_path}/run/export\\?"):
+        evaluate(path, tmp_path / "run")
+    for content, expected in (('{"model_type": "be', "cannot be read"), ("[1]", r"expected an object, found \[1\]")):
+        (export / "config.json").write_text(content)
+        with pytest.raises(ModelError, match=f"config.json of {export}:? {expected}"):
+            evaluate(path, export)
+        with pytest.raises(ModelError, match=f"config.json of {export}:? {expected}"):
+            finetune.pipeline(export)
+
+
+def test_labels_of_a_head_without_any_cannot_be_renamed(tmp_path):
+    folder = seq2seq_material.save_family(tmp_path / "t5", "t5")
+    path = seq2seq_material.write_recipe(tmp_path, folder, rows=(4, 4, 6))
+    with pytest.raises(RecipeError, match="--labels: the model has no labels to be renamed"):
+        assessment.evaluate(finetune.load_recipe(path), str(folder), labels={"a": "b"})
 
 
 def recipe_of(folder, checkpoint, task):

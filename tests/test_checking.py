@@ -1,11 +1,13 @@
 """`finetune check` a second time: what it remembers, and what makes it look again."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import seq2seq_material
 import tiny_export
 import tiny_run
 import torch
@@ -13,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from finetune import checking, data, model, run
-from finetune.errors import FinetuneError, ModelError
+from finetune.errors import FinetuneError, ModelError, RecipeError
 from finetune.events import Events
 from finetune.recipe import load
 
@@ -177,3 +179,20 @@ def test_mistakes_of_all_parts_are_told_together(recipe, command):
     found = str(caught.value)
     assert "nowhere is not a folder with a config.json" in found
     assert "evaluate.metrics: 'Acuracy' is no metric of ours" in found
+
+
+def test_what_no_text_can_be_generated_with_is_refused(tmp_path):
+    folder = seq2seq_material.save_family(tmp_path / "t5")
+    path = seq2seq_material.write_recipe(tmp_path, folder)
+    check(path)
+    settings = json.loads((folder / "generation_config.json").read_text()) | {"penalty_alpha": 0.6, "top_k": 4}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        ModelError, match=r"T5.* cannot answer: ValueError: Contrastive .* look at evaluate\.generation"
+    ):
+        check(path)
+
+
+def test_half_precision_that_a_cpu_has_not_is_refused(recipe):
+    with pytest.raises(RecipeError, match=r"train\.precision: fp16 needs a GPU"):
+        check(recipe, "train.precision=fp16")

@@ -145,7 +145,50 @@ def test_predict_names_the_line_of_a_bad_input(tmp_path):
     assert "input, line 2: expected a text under text, found the keys txt" in ended.stderr
 
 
+def test_predict_replaces_its_output_once_it_is_whole(tmp_path):
+    folder = tiny_export.build(tmp_path / "export")
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "good"}\n', encoding="utf-8")
+    for model, code in (("./nowhere", 2), (folder, 0)):  # the second one reads what the first one left
+        ended = finetune("predict", model, "--input", path, "--output", path)
+        assert ended.returncode == code, ended.stderr
+    assert json.loads(path.read_text())["prediction"]["label"] in tiny_export.LABELS
+    ended = finetune("predict", folder, "--input", path, "--output", "/dev/full")
+    assert (ended.returncode, ended.stderr.count("\n")) == (5, 1), ended.stderr
+    assert "--output: writing /dev/full failed (No space left on device)" in ended.stderr
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["export", "rows.jsonl"]
+
+
+def test_predict_ends_quietly_when_its_reader_has_enough(tmp_path):
+    folder = tiny_export.build(tmp_path / "export")
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "finetune", "predict", folder],
+        input=b'{"text": "good"}\n',
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+        cwd=ROOT,
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_a_stop_before_the_run_has_begun_is_one_too(tmp_path, tiny_checkpoint):
+    program = (
+        "import builtins, os, signal, sys\nfrom finetune import cli\ninner = builtins.__import__\n"
+        "def stop(name, *rest, **more):\n    if name == 'torch':\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return inner(name, *rest, **more)\nbuiltins.__import__ = stop\n"
+        "sys.argv = ['finetune', 'train', sys.argv[1]]\ncli.main()"
+    )
+    path = tiny_run.write_recipe(tmp_path, tiny_checkpoint)
+    ended = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (ended.returncode, ended.stderr) == (75, "stopped (SIGTERM); the same command continues\n")
+
+
 INPUTS = {
+    "not finite": ('{"text": NaN}\n', "input, line 1: not JSON (NaN is no number of JSON)"),
     "a number": ('{"text": 5}\n', "input, line 1: expected a text under text, found 5"),
     "no key": ("{}\n", "input, line 1: expected a text under text, found no keys"),
     "deep": ("[" * 100_000 + "\n", "input, line 1: not JSON (nested too deeply)"),

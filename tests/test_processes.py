@@ -14,8 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import processes
 import pytest
+import tiny_export
 import tiny_run
 import torch
+import transformers
 
 from finetune.heartbeat import Sign, Watch
 from finetune.record import RunRecord
@@ -174,6 +176,16 @@ def have_services_that_hang(rank):
 
     run.Carbon = functools.partial(Carbon, deadline_seconds=1.0)
     run.Tracking = functools.partial(Tracking, patience_seconds=2.0, finish_seconds=40.0)
+
+
+def test_weights_without_a_gradient_keep_nobody_waiting(tmp_path):
+    torch.manual_seed(0)
+    sizes = tiny_run.config().to_dict() | {"model_type": "luke", "entity_vocab_size": 4, "entity_emb_size": 8}
+    transformers.LukeModel(transformers.LukeConfig(**sizes)).save_pretrained(tmp_path / "luke")
+    tiny_export.tokenizer().save_pretrained(tmp_path / "luke")
+    path = recipe(tmp_path / "run", tmp_path / "luke")
+    codes, errors = processes.train(path)
+    assert codes == [0, 0], errors
 
 
 def test_services_that_hang_change_nothing(whole, tmp_path, tiny_checkpoint, monkeypatch):

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 import finetune
-from finetune import model, run
+from finetune import checking, model, run
 from finetune.errors import OutputError, RecipeError
 from finetune.events import Events
 from finetune.folder import RunFolder
@@ -178,6 +178,7 @@ def test_another_recipe_in_the_same_folder_is_refused_with_the_keys(finished):
 
 def test_a_run_goes_on_with_the_rows_and_the_checkpoint_it_was_begun_with(tmp_path, tiny_checkpoint, monkeypatch):
     own = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (own / "vocab.txt").write_text("good\n")
     path = recipe(tmp_path, own, epochs=1)
     record = run.train(finetune.load_recipe(path))
     record.status = "running"  # as a kill leaves it
@@ -185,6 +186,7 @@ def test_a_run_goes_on_with_the_rows_and_the_checkpoint_it_was_begun_with(tmp_pa
     for name, old, new, key in (
         ("train.csv", "good", "bad", "data.splits.train"),
         ("model/config.json", '"dtype"', '"was"', "model.checkpoint"),
+        ("model/vocab.txt", "good", "well", "model.checkpoint"),
     ):
         file = tmp_path / name
         before = file.read_text()
@@ -212,10 +214,27 @@ def test_a_commit_may_be_named_afterwards_but_not_another_one(tmp_path):
     (folder.checkpoints / "step-00000001").mkdir(parents=True)
     folder.write_recipe(finetune.load_recipe(path), {})
     first = finetune.load_recipe(path, ["data.revision=abc"])
-    assert run._earlier_record(folder, first, "auto") == RunRecord()
+    assert folder.earlier(first) == RunRecord()
     folder.write_recipe(first, {})
     with pytest.raises(OutputError, match=r"data.revision: was 'abc', is 'def'"):
-        run._earlier_record(folder, finetune.load_recipe(path, ["data.revision=def"]), "auto")
+        folder.earlier(finetune.load_recipe(path, ["data.revision=def"]))
+
+
+def test_what_a_whole_run_does_not_heed_is_named(finished):
+    folder, _, _ = finished
+    messages = []
+    changes = ["card.license=mit", "evaluate.metrics=[accuracy]"]
+    run.train(finetune.load_recipe(folder.parent / "recipe.yaml", changes), events=Events(message=messages.append))
+    assert messages[1].startswith("card.license, evaluate.metrics: changed, without effect on a run that is whole;")
+
+
+def test_checkpoints_without_a_record_belong_to_the_recipe_beside_them(finished, tmp_path):
+    copy = shutil.copytree(finished[0].parent, tmp_path / "copy")
+    (copy / "out" / "run.json").unlink()
+    at = f"output={copy / 'out'}"
+    with pytest.raises(OutputError, match=r"run of another recipe \(its checkpoints\)(.|\n)*train.seed: was"):
+        checking.check(finetune.load_recipe(copy / "recipe.yaml", [at, "train.seed=9"]), Events())
+    assert run.train(finetune.load_recipe(copy / "recipe.yaml", [at])).training.resumed_from
 
 
 def test_resume_never_refuses_a_folder_with_a_run(finished):
@@ -348,4 +367,3 @@ def test_fp16_on_a_cpu_is_refused(tmp_path, tiny_checkpoint):
     path = recipe(tmp_path / "run", tiny_checkpoint, precision="fp16")
     with pytest.raises(RecipeError, match=r"train\.precision: fp16 needs a GPU"):
         run.train(finetune.load_recipe(path))
-    assert RunRecord.read(path.parent / "out" / "run.json").exit_code == 2

@@ -26,6 +26,19 @@ def test_a_signal_sets_the_flag_and_the_handlers_come_back(number):
     assert signal.getsignal(number) is before
 
 
+def test_a_thread_has_no_signals_to_handle():
+    found = []
+
+    def work():
+        with stop_requests() as stop:
+            found.append(bool(stop))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
 def test_at_once_a_signal_ends_the_block_wherever_it_is():
     ended = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,10 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found, "title": "finetune recipe"}
 
 
-def difference(old_yaml: str, new: Recipe) -> list[tuple[str, Any, Any]]:
-    """Dotted key, old and new value of every setting that decides the numbers of a run and is not the same.
+def difference(
+    old_yaml: str, new: Recipe, settings: Callable[[Recipe], list[tuple[str, Any]]] = Recipe.decisive
+) -> list[tuple[str, Any, Any]]:
+    """Dotted key, old and new value of every one of the settings that is not the same.
 
     old_yaml: what `Recipe.to_yaml` gave. Raises RecipeError when it cannot be read as a recipe.
     """
@@ -108,7 +110,7 @@ def difference(old_yaml: str, new: Recipe) -> list[tuple[str, Any, Any]]:
     if recipe is None or problems or document.problems:
         document.problems += problems
         raise RecipeError(_message("recipe.yaml of the run", document, {}))
-    old, now = dict(recipe.decisive()), dict(new.decisive())
+    old, now = dict(settings(recipe)), dict(settings(new))
     both = sorted({*old, *now})
     return [(key, old.get(key), now.get(key)) for key in both if old.get(key) != now.get(key)]
 

@@ -271,6 +271,10 @@ class Recipe(Block):
         """Dotted key and value of every setting that decides the numbers of a run."""
         return [pair for pair in _leaves(self._settings()) if not _harmless(pair[0])]
 
+    def harmless(self) -> list[tuple[str, Any]]:
+        """Dotted key and value of all other settings."""
+        return [pair for pair in _leaves(self._settings()) if _harmless(pair[0])]
+
 
 def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []

@@ -178,12 +178,21 @@ class Seq2SeqTask(Task):
         tokens = decoding.generate(model, batch.inputs, **self._certain())
         return {"loss": self._row_losses(model, batch), "tokens": tokens}
 
-    def respond(self, model: torch.nn.Module, batch: Batch, on_token: Callable[[], None] | None = None) -> None:
+    def respond(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        on_token: Callable[[], None] | None = None,
+        longest: int | None = None,
+    ) -> None:
         if self.settings.loss_only:
             self.predict(model, batch)
             return
         self._instruct(model)
-        decoding.generate(model, batch.inputs, **(decoding.heard(on_token) if on_token else {}))
+        arguments: dict[str, Any] = decoding.heard(on_token) if on_token else {}
+        if longest is not None:
+            arguments["max_new_tokens"] = longest
+        decoding.generate(model, batch.inputs, **arguments)
 
     def _certain(self) -> dict[str, Any]:
         """What makes an output repeatable."""
