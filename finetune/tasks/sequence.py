@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -270,6 +271,7 @@ class SequenceTask(Task):
                 for name, guess in guesses.items()
             }
             for method, guesses in found.items()
+            if guesses
         }
 
     def _joined(self, rows: Rows) -> list[str]:
@@ -375,9 +377,8 @@ def _names_in(rows: Rows, role: str) -> list[str]:
     """The distinct label names: numbers in numeric order, else sorted by code point."""
     values = rows.column(role)
     distinct = set(values) if role == "label" else {value for row in values for value in row}
-    if all(str(value).lstrip("-").isdigit() for value in distinct):
-        return [str(value) for value in sorted(distinct, key=int)]
-    return sorted(str(value) for value in distinct)
+    names = sorted(str(value) for value in distinct)
+    return sorted(names, key=int) if all(re.fullmatch(r"-?[0-9]+", name) for name in names) else names
 
 
 def _number(value: Any) -> float:
@@ -407,15 +408,17 @@ def _weights(setting: Any, task: SequenceTask, rows: Rows) -> np.ndarray | None:
 
 
 def _bag_of_words(texts: list[str], gold: np.ndarray, others: dict[str, list[str]]) -> dict[str, np.ndarray]:
-    """Labels for the texts of each split. Source: scikit-learn TfidfVectorizer (1-2 words) and LogisticRegression."""
+    """Labels for the texts of each split; nothing where `texts` have one label, or no word of two letters.
+
+    Source: scikit-learn TfidfVectorizer (1-2 words) and LogisticRegression.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    if len(Counter(gold.tolist())) < 2:
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    if len(Counter(gold.tolist())) < 2 or not any(map(vectorizer.build_analyzer(), texts)):
         return {}
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
-    )
+    model = make_pipeline(vectorizer, LogisticRegression(C=10, max_iter=1000))
     model.fit(texts, gold)
     return {name: model.predict(split) for name, split in others.items()}

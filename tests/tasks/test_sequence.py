@@ -1,6 +1,7 @@
 """Single label, several labels, numbers, pairs: rows to tensors, losses, predictions, what the pipeline is told."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiny_export
 import tiny_run
@@ -10,8 +11,10 @@ from finetune import preparation
 from finetune.errors import DataError, RecipeError
 from finetune.events import Events
 from finetune.recipe import load
+from finetune.rows import Rows
 from finetune.tasks.base import Predictions
 from finetune.tasks.encoding import encode_texts
+from finetune.tasks.sequence import _names_in
 
 
 def prepared(folder, checkpoint, header, rows, columns, text="", **train):
@@ -38,6 +41,19 @@ def test_labels_are_sorted_names_and_digits_count_as_numbers(single, tmp_path, t
     rows = [("film", "10"), ("film good", "9"), ("film bad", "2")]
     ready = prepared(folder, tiny_checkpoint, ("text", "label"), rows, "{text: text, label: label}")
     assert ready.task.labels == ["2", "9", "10"]
+
+
+@pytest.mark.parametrize(
+    ("given", "ordered"),
+    [
+        (["1", "0001", "00001", "01", "001", "2", "-1"], ["-1", "00001", "0001", "001", "01", "1", "2"]),
+        (["10", "9", "²"], ["10", "9", "²"]),
+        (["10", "9", "--1"], ["--1", "10", "9"]),
+    ],
+)
+def test_label_names_have_one_order_and_only_whole_numbers_count_as_numbers(given, ordered):
+    rows = Rows("train", pa.table({"label": given}), {}, "x", "f")
+    assert _names_in(rows, "label") == ordered
 
 
 def test_encoding_equals_the_tokenizer_call():
@@ -181,6 +197,13 @@ def test_baselines_are_better_than_nothing_and_stated_with_n(tmp_path, tiny_chec
     assert found["majority"]["test"].metrics["accuracy"].value == max(
         np.mean([label == name for _, label in rows]) for name in ("pos", "neg")
     )
+
+
+def test_texts_without_words_have_no_bag_of_words(tmp_path, tiny_checkpoint):
+    ready = prepared(
+        tmp_path, tiny_checkpoint, ("text", "label"), [("?", "a"), ("!", "b")], "{text: text, label: label}"
+    )
+    assert list(ready.task.baselines(ready.splits)) == ["majority"]
 
 
 def test_the_constant_answer_of_each_problem(single, tmp_path, tiny_checkpoint):
