@@ -6,7 +6,8 @@ fetched from the Hub; such a metric has no interval, since it would have to be c
 
 Every function returns name -> `Interval` in the order of `names`. All three numbers are None where a metric is
 undefined (no rows; a correlation with a constant; an area without rows on both sides); `low` and `high` are None below
-two rows. RecipeError is raised for a metric that cannot be had, ModelError for scores that are not finite.
+two rows. "loss" is passed over: it is in every result anyway. RecipeError is raised for a metric that cannot be had,
+ModelError for scores that are not finite.
 """
 
 from __future__ import annotations
@@ -226,6 +227,7 @@ def _measure(
     labels: Sequence[Any] | None = None,
     rows: Any = None,
 ) -> dict[str, Interval]:
+    names = [name for name in names if name != "loss"]
     ours = [name for name in names if is_ours(name, kind)]
     assert "roc_auc" not in ours or inputs["prediction_scores"] is not None, "roc_auc needs the scores of every label"
     if len(inputs["references"]) == 0:

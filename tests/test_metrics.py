@@ -396,6 +396,15 @@ def test_bleu_interval_is_that_of_sacrebleus_own_bootstrap() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(theirs._ci, rel=0.1)
 
 
+def test_the_loss_is_no_metric_to_compute() -> None:
+    gold, predicted = np.array([0, 1, 1]), np.array([0, 1, 0])
+    assert list(metrics.sequence_single(["loss", "accuracy"], gold, predicted, num_labels=2)) == ["accuracy"]
+    assert metrics.regression(["loss"], gold, predicted) == {}
+    assert list(metrics.entities(["f1", "loss"], [["O"]], [["O"]])) == ["f1"]
+    assert metrics.answers(["loss"], [[], ["a"]], ["", "a"]) == {}
+    assert list(metrics.texts(["loss", "chrf"], ["a"], ["a"])) == ["chrf"]
+
+
 def test_signatures_tell_versions_and_settings() -> None:
     found = metrics.signatures(["bleu", "exact_match", "rouge2", "chrf"])
     assert list(found) == ["bleu", "rouge2", "chrf"]

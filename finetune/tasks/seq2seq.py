@@ -241,11 +241,9 @@ class Seq2SeqTask(Task):
 
     def score(self, predictions: Predictions, names: Sequence[str] | None = None) -> dict[str, Interval]:
         texts = predictions.arrays["texts"]
-        wanted = [
-            name for name in names or text_facts.METRICS[self.pipeline] if name != "loss"
-        ]  # the loss is there anyway
-        if texts is None or not wanted:
+        if texts is None:
             return {}
+        wanted = names or text_facts.METRICS[self.pipeline]
         known = [name for name in wanted if name in metrics.NAMES["texts"]]
         return metrics.texts(wanted, self._targets_of(predictions), texts, self._statistics(predictions, known))
 
