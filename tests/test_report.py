@@ -235,6 +235,13 @@ def hostile_page(tmp_path, names):
     )
 
 
+def test_texts_of_hard_rows_may_hold_other_line_ends(tmp_path):
+    row = {"split": "test", "id": "7", "inputs": {"text": "a\u2028b\x85"}}
+    path = tmp_path / "hard_rows.jsonl"
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert report._read_hard_rows(path) == {"test": {"7": row}}
+
+
 def test_no_name_becomes_markup(tmp_path):
     plain = shape(hostile_page(tmp_path, [f"name{number}" for number in range(len(HOSTILE))]))
     for turn in range(2):

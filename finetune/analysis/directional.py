@@ -46,7 +46,7 @@ def read_pairs(path: Path, roles: Sequence[str], labels: Sequence[str]) -> list[
     roles: what an input must have; labels: of the model. Raises DataError with every problem and its line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # `splitlines` splits inside of texts, too
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"evaluate.directional: {path.name} cannot be read: {error}") from error
     pairs: list[Pair] = []

@@ -29,9 +29,12 @@ def write(folder: Path, recipe: Recipe, record: RunRecord) -> None:
 
 def _read_hard_rows(path: Path) -> Shown:
     shown: dict[str, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        row = json.loads(line)
-        shown.setdefault(row["split"], {})[row["id"]] = row
+    if not path.is_file():
+        return shown
+    with open(path, encoding="utf-8") as file:
+        for line in file:  # not `splitlines`, which splits inside of texts, too
+            row = json.loads(line)
+            shown.setdefault(row["split"], {})[row["id"]] = row
     return shown
 
 
