@@ -10,6 +10,7 @@ import tiny_export
 import tiny_run
 
 from finetune import assessment, behaviour
+from finetune.analysis.directional import read_pairs
 from finetune.analysis.perturb import change
 from finetune.errors import DataError, RecipeError
 from finetune.recipe import load
@@ -163,6 +164,13 @@ def test_a_bad_pair_is_found_before_the_model_runs(tmp_path, checkpoint, pair, m
         analysis(tmp_path, checkpoint, "directional: ./pairs.jsonl", [pair])
 
 
+def test_pairs_may_hold_other_line_ends_and_begin_with_a_mark(tmp_path):
+    pair = {"before": {"text": "a\u2028b\x85"}, "after": {"text": "c"}, "expect": "same"}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\ufeff" + (json.dumps(pair, ensure_ascii=False) + "\r\n") * 2, encoding="utf-8")
+    assert [(one.line, one.before) for one in read_pairs(path, ["text"], [])] == [(n, pair["before"]) for n in (1, 2)]
+
+
 def test_an_unknown_check_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="expected typos, casing, punctuation, names or gender, found 'typo'"):
         recipe(tmp_path, "checks: [typo]")
@@ -178,6 +186,12 @@ def test_marked_spans_and_answers_move_with_the_text():
     [[span]], [said] = new.column("spans"), new.column("text")
     assert said == "She met Anna"
     assert said[span["start"] : span["end"]] == "Anna"
+
+
+@pytest.mark.parametrize(("columns", "found"), [({}, 1), ({"spans": [[{"start": 7, "end": 11, "label": "PER"}]]}, 0)])
+def test_words_with_tags_keep_their_marks(columns, found):
+    rows = Rows("test", pa.table({"text": ["He met Anna."], **columns}), {}, "x", "f")
+    assert len(behaviour._changed("punctuation", rows)[1]) == found
 
 
 def test_an_answer_changes_with_its_context():
