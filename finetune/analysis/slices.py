@@ -49,9 +49,9 @@ class Groups:
 
 
 def row_ratios(metric: str, numerator: NDArray[Any], denominator: NDArray[Any]) -> RowScores:
-    """The ratio of two sums over rows, each (n,); 0 where nothing is counted."""
+    """The ratio of two sums over rows, each (n,); undefined where nothing is counted."""
     stats = np.column_stack([numerator, denominator]).astype(np.float64)
-    return RowScores(metric, stats, lambda sums: ratio(sums[:, 0], sums[:, 1]))
+    return RowScores(metric, stats, lambda sums: ratio(sums[:, 0], sums[:, 1], np.nan))
 
 
 def row_means(metric: str, values: NDArray[Any]) -> RowScores:
@@ -77,7 +77,7 @@ def label_slices(by: str, names: Sequence[str], counts: NDArray[np.int64], featu
     """Precision, recall and F1 of each label, with how often the data has it.
 
     counts: (c,) rows per cell; features: (c, 2 + 3K), sparse, as `finetune.scoring` counts labels. A resample without
-    the label counts as 0.
+    the label counts as 0; a label that is nowhere, neither in the data nor predicted, has no value.
     """
     width = len(names)
 
@@ -87,13 +87,14 @@ def label_slices(by: str, names: Sequence[str], counts: NDArray[np.int64], featu
         return np.concatenate(parts, axis=1)
 
     total = np.asarray(counts @ features, dtype=np.float64).reshape(1, -1)
-    values = statistic(total)[0]
+    _, predicted, gold = np.split(total[0, 2:], 3)
+    values = np.where(np.tile(predicted + gold, 3) > 0, statistic(total)[0], np.nan)
     samples = resample_cells(counts, statistic, features, ROW_RESAMPLES)
     return [
         Slice(
             by=by,
             value=name,
-            n=int(total[0, 2 + 2 * width + number]),
+            n=int(gold[number]),
             metric=metric,
             result=interval(float(values[column]), samples[:, column]),
         )

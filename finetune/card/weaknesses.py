@@ -95,7 +95,7 @@ def _groups(slices: list[Slice]) -> str:
     """The worst groups of each kind: those whose interval ends lowest, so that few rows alone make no group bad."""
     kinds: dict[str, list[Slice]] = {}
     for one in slices:
-        if one.metric not in ("precision", "recall"):
+        if one.metric not in ("precision", "recall") and one.result.value is not None:
             kinds.setdefault(one.by, []).append(one)
     rows = [
         [

@@ -32,6 +32,16 @@ def test_a_ratio_is_that_of_the_sums():
     assert [one.result.value for one in found] == [2 / 6, 1.0]
 
 
+def test_groups_with_nothing_to_find_have_no_value():
+    found = slices(
+        row_ratios("f1", np.array([0, 0, 4]), np.array([0, 0, 4])), "x", Groups(["a", "b"], np.array([0, 0, 1]))
+    )
+    assert [one.result.value for one in found] == [None, 1.0]
+    gold = np.array([[1, 0], [1, 0], [0, 0]])
+    found, _ = labels.multi(list("abc"), np.zeros(3), gold, np.zeros((3, 2)), gold == 1, ["x", "never"], None)
+    assert {(one.value, one.result.value) for one in found.slices} == {("x", 1.0), ("never", None)}
+
+
 def test_one_row_has_no_interval():
     [found] = slices(row_means("f1", np.array([0.5])), "length", length_groups(np.array([7])))
     assert (found.value, found.n, found.result.low, found.result.high) == ("7", 1, None, None)
