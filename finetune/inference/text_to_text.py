@@ -67,15 +67,15 @@ class Text2TextGenerationPipeline(Pipeline):  # type: ignore[misc]
     _load_feature_extractor = False
     _load_image_processor = False
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """args: one text or a list of texts. Any argument of `generate` may follow, and `truncation`, `batch_size`.
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """inputs: one text or a list of texts. Any argument of `generate` may follow, and `truncation`, `batch_size`.
 
         `return_tensors=True` returns token ids instead of text, under `generated_token_ids`.
         """
-        if args and isinstance(args[0], list) and not args[0]:
+        if isinstance(inputs, list) and not inputs:
             return []
-        result = super().__call__(*args, **kwargs)
-        several = isinstance(args[0], list) and all(isinstance(one, str) for one in args[0])
+        result = super().__call__(inputs, *args, **kwargs)
+        several = isinstance(inputs, list) and all(isinstance(one, str) for one in inputs)
         if several and all(len(one) == 1 for one in result):
             return [one[0] for one in result]
         return result

@@ -37,7 +37,10 @@ def test_one_text_gives_a_list_and_a_list_gives_a_list(parts, kind, key):
     assert isinstance(one[0][key], str)
     assert pipe(["a good film", "the plot"]) == [one[0], pipe("the plot")[0]]
     assert pipe(["a good film"]) == one
-    assert pipe([]) == []
+    assert pipe([]) == pipe(inputs=[]) == []
+    assert pipe(inputs="a good film") == pipe(inputs=["a good film"]) == one
+    with pytest.raises(TypeError, match="inputs"):
+        pipe()
 
 
 def test_answers_differ_with_the_text_and_are_those_of_generate(pipe, parts):
