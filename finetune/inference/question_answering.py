@@ -34,6 +34,7 @@ __all__ = [
     "Ranked",
     "Settings",
     "cut",
+    "longest_question",
     "pick",
     "probabilities",
     "rank",
@@ -95,7 +96,7 @@ def read(tokenizer: Any, questions: Sequence[str], contexts: Sequence[str], sett
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    limit = min(settings.max_question_tokens, (settings.max_length - len(_frame(tokenizer))) // 2)
+    limit = longest_question(tokenizer, settings)
     asked = backend.encode_batch_fast([question.strip() for question in questions], add_special_tokens=False)
     numbers = {text: number for number, text in enumerate(dict.fromkeys(contexts))}
     found = [_context(text, one) for text, one in zip(numbers, _encoded(backend, list(numbers)), strict=True)]
@@ -103,6 +104,11 @@ def read(tokenizer: Any, questions: Sequence[str], contexts: Sequence[str], sett
         Pieces(np.array(one.ids[:limit], np.int32), *found[numbers[text]], len(one.ids) > limit)
         for one, text in zip(asked, contexts, strict=True)
     ]
+
+
+def longest_question(tokenizer: Any, settings: Settings) -> int:
+    """The tokens of a question that are read: it leaves half of a window, without special tokens, to the context."""
+    return min(settings.max_question_tokens, (settings.max_length - len(_frame(tokenizer))) // 2)
 
 
 def _encoded(backend: Any, texts: list[str]) -> Iterator[Any]:
@@ -415,6 +421,12 @@ class QuestionAnsweringPipeline(Pipeline):  # type: ignore[misc]  # transformers
         settings = replace(settings, **(changes or {}))
         if settings.max_length > self.tokenizer.model_max_length:
             raise ValueError(f"max_seq_len: at most {self.tokenizer.model_max_length}, found {settings.max_length}")
+        if longest_question(self.tokenizer, settings) < 1:
+            special = len(_frame(self.tokenizer))
+            raise ValueError(
+                f"max_seq_len: at least {special + 2} ({special} special tokens, one of the question and one of the"
+                f" context), found {settings.max_length}"
+            )
         contexts = [one["context"] for one in input_]
         pieces = read(self.tokenizer, [one["question"] for one in input_], contexts, settings)
         return {"settings": settings, "contexts": contexts, "windows": cut(self.tokenizer, pieces, settings)}

@@ -47,6 +47,8 @@ class SpanTask(Task):
     pipeline = "question-answering"
     labels_must_match = False
 
+    tokenizer: Any  # from fit_to
+
     def __init__(self, recipe: Recipe, impossible: bool) -> None:
         self.labels: list[str] = []
         self.max_length = recipe.data.max_length
@@ -66,6 +68,10 @@ class SpanTask(Task):
         from finetune.inference.question_answering import Settings
 
         return Settings(self.max_length, self.stride, no_answer_threshold=self.threshold)
+
+    def fit_to(self, config: Any, tokenizer: Any) -> None:
+        del config
+        self.tokenizer = tokenizer
 
     # ---------------------------------------------------------------- rows to tensors
 
@@ -305,6 +311,8 @@ class SpanTask(Task):
         )
 
     def notes(self) -> list[str]:
+        from finetune.inference.question_answering import longest_question
+
         settings = self.settings
         decision = (
             "The answer is the empty text where the score of no answer is above that of the best part by more than"
@@ -317,9 +325,9 @@ class SpanTask(Task):
             "`trust_remote_code=True` is asked for because transformers 5 has no pipeline for question answering: the"
             " one used here is the file `question_answering.py` of this repository, which imports numpy, torch and"
             " transformers only. Read it first, and pin what you have read with `revision`.",
-            f"Contexts of any length are read in windows of {self.max_length} tokens that share"
-            f" {min(settings.stride, self.max_length // 2)}; questions are cut at"
-            f" {min(settings.max_question_tokens, self.max_length // 2)} tokens, and an answer has at most"
+            f"Contexts of any length are read in windows of {self.max_length} tokens, the question and special tokens"
+            f" among them, that share {settings.stride} tokens, or half of what the question leaves where that is less;"
+            f" questions are cut at {longest_question(self.tokenizer, settings)} tokens, and an answer has at most"
             f" {settings.max_answer_tokens}.",
             decision,
             f"`score` is a softmax over the {settings.n_best} best parts of the context"

@@ -332,6 +332,7 @@ def test_a_context_without_text_has_the_empty_answer(pipe, context):
         ((), {"question": ["who?", "a"], "context": ["b"]}, "as many contexts as questions, found 1 and 2"),
         ((EXAMPLE,), {"top_k": 0}, "top_k and lengths must be at least 1"),
         ((EXAMPLE,), {"max_seq_len": 65}, "max_seq_len: at most 64, found 65"),
+        ((EXAMPLE,), {"max_seq_len": 2}, "max_seq_len: at least 5 (3 special tokens, one of the question and one of"),
     ],
 )
 def test_what_cannot_be_answered_is_a_value_error(pipe, inputs, kwargs, message):

@@ -411,6 +411,14 @@ def test_the_merged_weights_are_base_and_adapter(finished, encoder):
     torch.testing.assert_close(ours.end_logits, theirs.end_logits, rtol=0, atol=1e-5)
 
 
+def test_the_note_tells_where_questions_are_cut(ready):
+    ready.task.max_length, ready.task.stride = 32, 8
+    assert any("questions are cut at 14 tokens" in note for note in ready.task.notes())
+    for words in (14, 15):
+        batch = {"question": ["who " * words], "context": [CONTEXT], "answers": [answer("quito", 145)], "id": ["0"]}
+        assert ready.task.encode(batch, ready.tokenizer)["truncated"].all() == (words > 14)
+
+
 def test_training_teaches_where_people_live(tmp_path, encoder):
     path = span_material.write_recipe(tmp_path, encoder, sizes=(256, 48, 1), open_share=0, max_steps=150, batch_size=32)
     ready = preparation.prepare(load(path), Events())
