@@ -163,7 +163,7 @@ def test_the_recipe_shows_no_keys_of_other_tasks():
 def test_a_metric_over_a_part_of_the_rows_is_shown_with_their_number():
     found = results(100, f1=(0.5, 0.4, 0.6), has_answer_f1=(0.6, 0.5, 0.7))
     found.metrics["has_answer_f1"].n = 66
-    facts = record(results={"test": found}, model=model(pipeline="question-answering", labels=[]))
+    facts = record(results={"test": found}, model=model(pipeline="question-answering", problem=None, labels=[]))
     card = render(recipe(), facts)
     assert [row[1:3] for row in table_under(card, "Results")[1:]] == [
         ["100", "F1"],

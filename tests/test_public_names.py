@@ -101,9 +101,9 @@ def test_sources_on_the_hub_stay():
 
 
 def test_metric_names():
-    assert metric_name("f1", "text-classification") == "macro F1"
-    assert metric_name("f1", "token-classification") == "F1"
-    assert metric_name("some_metric", "summarization") == "some metric"
+    assert [metric_name("f1", problem) for problem in ("single", "multi", "tags")] == ["macro F1"] * 3
+    assert [metric_name("f1", problem) for problem in ("entities", None)] == ["F1"] * 2
+    assert metric_name("some_metric", None) == "some metric"
     assert [metric_on_hub(name) for name in ("matthews", "rouge2", "bleu", "own")] == [
         "matthews_correlation",
         "rouge",

@@ -84,7 +84,7 @@ def _headline(record: RunRecord, model: ModelFacts) -> str:
     chosen = (
         record.best.metric if record.best and record.best.metric in results.metrics else next(iter(results.metrics))
     )
-    name = metric_name(chosen, model.pipeline)
+    name = metric_name(chosen, model.problem)
     return (
         f" {_capital(text(name))} {interval(chosen, results.metrics[chosen])} on {count(results.rows(chosen))}"
         f" {text(split)} rows."
@@ -117,7 +117,7 @@ def _result_rows(record: RunRecord, model: ModelFacts, baselines: list[str]) -> 
             if found.low is not None and found.high is not None:
                 bounds = f"{score(metric, found.low)} to {score(metric, found.high)}"
             others = [_baseline(record, name, split, metric) for name in baselines]
-            name = text(metric_name(metric, model.pipeline))
+            name = text(metric_name(metric, model.problem))
             yield [text(split), count(results.rows(metric)), name, interval(metric, found), bounds, *others]
 
 
@@ -133,7 +133,7 @@ def _reading(record: RunRecord, model: ModelFacts) -> list[str]:
         " says how far another sample of such rows could move the value, not what another seed of training would give."
     ]
     if record.best:
-        metric = text(metric_name(record.best.metric, model.pipeline))
+        metric = text(metric_name(record.best.metric, model.problem))
         said.append(
             f"The checkpoint of step {count(record.best.step)} was chosen by its {metric} on validation; figures on"
             " that split are a little optimistic for this reason."

@@ -94,7 +94,7 @@ def _model_index(recipe: Recipe, record: RunRecord, model_id: str | None) -> lis
             "task": {"type": model.pipeline, "name": model.pipeline.replace("-", " ")},
             "dataset": _dataset(recipe, record, split),
             "metrics": [
-                _metric(name, interval, record.results[split], model.pipeline)
+                _metric(name, interval, record.results[split], model.problem)
                 for name, interval in record.results[split].metrics.items()
                 if interval.value is not None and math.isfinite(interval.value)
             ],
@@ -119,9 +119,9 @@ def _dataset(recipe: Recipe, record: RunRecord, split: str) -> dict[str, str]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _metric(name: str, interval: Interval, results: SplitResults, pipeline: str) -> dict[str, Any]:
+def _metric(name: str, interval: Interval, results: SplitResults, problem: str | None) -> dict[str, Any]:
     assert interval.value is not None
-    shown, rows = metric_name(name, pipeline), results.rows(name)
+    shown, rows = metric_name(name, problem), results.rows(name)
     metric = {"type": metric_on_hub(name), "value": round(interval.value, PLACES), "name": f"{shown} (n={rows})"}
     if interval.low is not None and interval.high is not None:
         metric["name"] = f"{shown} (95 % CI {score(name, interval.low)}-{score(name, interval.high)}, n={rows})"

@@ -57,7 +57,8 @@ METRICS = {  # ours -> (id on the Hub, name for people)
     "rougeL": ("rouge", "ROUGE-L"),
     "spearman": ("spearmanr", "Spearman correlation"),
 }
-MACRO = {"f1", "precision", "recall"}  # averages over classes when the labels are classes
+MACRO = {"f1", "precision", "recall"}  # averages over classes in the problems of CLASSES
+CLASSES = {"single", "multi", "tags"}
 
 
 def is_hub_id(value: object) -> bool:
@@ -117,13 +118,13 @@ def source_name(recipe: Recipe, source: str) -> str:
     return ", ".join(_last(part) for part in source.split(", "))
 
 
-def metric_name(metric: str, pipeline: str) -> str:
-    """The name of a metric for people; `pipeline` tells whether the average is over classes. f1/PER: F1 of PER."""
+def metric_name(metric: str, problem: str | None) -> str:
+    """The name of a metric for people; `problem` tells whether the average is over classes. f1/PER: F1 of PER."""
     metric, _, part = metric.partition("/")
     if part:
-        return f"{metric_name(metric, '')} of {part}"
+        return f"{metric_name(metric, None)} of {part}"
     name = METRICS.get(metric, (metric, metric.replace("_", " ")))[1]
-    return f"macro {name}" if metric in MACRO and pipeline == "text-classification" else name
+    return f"macro {name}" if metric in MACRO and problem in CLASSES else name
 
 
 def metric_on_hub(metric: str) -> str:

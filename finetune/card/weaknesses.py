@@ -102,7 +102,7 @@ def _groups(slices: list[Slice]) -> str:
             UNITS.get(one.by, text(one.by.replace("_", " "))),
             code(one.value),
             count(one.n),
-            text(metric_name(one.metric, "")),
+            text(metric_name(one.metric, None)),
             *_figures(one),
         ]
         for found in kinds.values()

@@ -137,10 +137,10 @@ def _uncertain(record: RunRecord) -> Iterator[str]:
         yield "Not evaluated at all; nothing is known about how often it is right."
         return
     results = record.results[split]
-    pipeline = record.model.pipeline if record.model else ""
+    problem = record.model.problem if record.model else None
     for metric, found in list(results.metrics.items())[:1]:
         if results.n < SMALL and found.low is not None:
-            name = text(metric_name(metric, pipeline))
+            name = text(metric_name(metric, problem))
             yield (
                 f"The {text(split)} split has {count(results.n)} rows only: {name} is {interval(metric, found)}, and"
                 " differences smaller than that say nothing."

@@ -115,7 +115,7 @@ def _groups(slices: Sequence[Slice]) -> Iterator[Table]:
         ]
         kind = UNITS.get(by, by.replace("_", " "))
         more = f"; the first {GROUPS} of {count(len(groups))}" if len(groups) > GROUPS else ""
-        header = [kind, "rows", *(metric_name(metric, "") for metric in metrics)]
+        header = [kind, "rows", *(metric_name(metric, None) for metric in metrics)]
         yield Table(f"By {kind}{more}", header, rows, right=range(1, len(header)))
 
 

@@ -92,7 +92,7 @@ def _best_baseline(record: RunRecord, split: str, metric: str) -> list[str]:
 
 def named(record: RunRecord, metric: str) -> str:
     """A metric in words."""
-    return metric_name(metric, record.model.pipeline if record.model else "")
+    return metric_name(metric, record.model.problem if record.model else None)
 
 
 def _method(name: str) -> str:
