@@ -312,6 +312,12 @@ def test_regression_has_no_list_of_labels():
     assert "Labels" not in headings(card)
 
 
+def test_numbers_are_no_scores_to_be_calibrated():
+    said = "whether its scores are calibrated probabilities"
+    assert said in render(recipe(), record())
+    assert said not in render(recipe(), record(model=model(problem="regression", labels=["score"])))
+
+
 def test_bare_record_still_gives_a_valid_card():
     bare = RunRecord(model=model(labels=[], notes=[]))
     card = render(recipe(train=None, card=None, carbon=None), bare)

@@ -26,11 +26,15 @@ from finetune.record import Interval
         (amount(0.0), "0"),
         (amount(12.0), "12"),
         (duration(4.24), "4.2 s"),
-        (duration(59.97), "60.0 s"),
+        (duration(59.94), "59.9 s"),
+        (duration(59.97), "1 min 0 s"),
         (duration(185), "3 min 5 s"),
         (duration(7800), "2 h 10 min"),
         (size(1_930_000_000), "1.9 GB"),
         (size(22_000_000), "22 MB"),
+        (size(999_999_999), "1.0 GB"),
+        (size(999_999), "1 MB"),
+        (size(650), "0.7 kB"),
     ],
 )
 def test_shown_as(shown: str, expected: str):

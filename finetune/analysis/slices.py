@@ -114,7 +114,12 @@ def length_groups(lengths: NDArray[Any]) -> Groups:
 
 
 def _range(low: float, high: float) -> str:
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return _written(low) if low == high else f"{_written(low)} to {_written(high)}"
+
+
+def _written(number: float) -> str:
+    """Six significant digits, and all of those before the point: powers of ten hide what tells dates apart."""
+    return f"{number:.0f}" if 1e5 <= abs(number) < 1e15 else f"{number:g}"
 
 
 def column_groups(values: Sequence[str], fewest: int = FEWEST) -> Groups:

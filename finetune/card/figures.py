@@ -41,7 +41,7 @@ def amount(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """`4.2 s`, `3 min 5 s` or `2 h 10 min`."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -50,5 +50,7 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Bytes in MB or GB of 1,000."""
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+    """Bytes in kB, MB or GB of 1,000."""
+    if round(num_bytes / 1e3, 1) < 1000:
+        return f"{num_bytes / 1e3:.1f} kB"
+    return f"{num_bytes / 1e6:.0f} MB" if round(num_bytes / 1e6) < 1000 else f"{num_bytes / 1e9:.1f} GB"

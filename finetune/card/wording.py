@@ -65,7 +65,8 @@ def _not_evaluated(record: RunRecord) -> str:
     calibrated = any(found.calibration for found in record.analysis.values())
     missing = ["other sources of text than the data above", "differences between groups of people"]
     missing += ["deliberate attempts to mislead the model"]
-    scored = record.model is None or record.model.pipeline not in WRITERS
+    model = record.model
+    scored = model is None or (model.pipeline not in WRITERS and model.problem != "regression")
     missing += ["whether its scores are calibrated probabilities"] if scored and not calibrated else []
     return f"Not evaluated: {', '.join(missing[:-1])}{',' * (len(missing) > 3)} and {missing[-1]}."
 

@@ -54,6 +54,12 @@ def test_lengths_fall_into_quarters():
     assert length_groups(np.array([5, 5, 5])).names == ["5"]
 
 
+def test_large_numbers_are_written_out():
+    days = 1614556800.0 + 86400 * np.arange(8)
+    assert length_groups(days).names[0] == "1614556800 to 1614729600"
+    assert length_groups(np.array([0.25, 1e20])).names == ["0.25 to 1e+20"]
+
+
 def test_values_of_a_column_are_scored_apart_from_ten_rows_on():
     groups = column_groups(["a"] * 10 + ["b"] * 12 + ["c"] * 9 + ["d"])
     assert groups.names == ["b", "a", "(2 other values)"]
