@@ -166,7 +166,7 @@ def test_it_says_where_the_model_fails_and_what_is_odd_about_the_data(tmp_path):
     for said in (
         "Reliability of the scores of a text",
         "calibration error (ECE) 0.500 ± 0.100",
-        "2 rare labels are counted together",
+        "the 2 labels with the fewest mistakes are counted together",
         "neg pos 1 of 4",
         "Highest loss on test",
         "id loss gold predicted text",

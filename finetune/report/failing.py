@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from finetune.card.figures import count, interval, score
+from finetune.card.figures import bounds, count, interval
 from finetune.card.public_names import metric_name
 from finetune.card.weaknesses import shown_analysis
 from finetune.record import Analysis, Interval, RunRecord
@@ -62,9 +62,7 @@ def _calibration(found: Calibration | None) -> Iterator[Chart | Table]:
 
 
 def _figures(metric: str, found: Interval) -> list[str]:
-    if found.low is None or found.high is None:
-        return [interval(metric, found), "–"]
-    return [interval(metric, found), f"{score(metric, found.low)} to {score(metric, found.high)}"]
+    return [interval(metric, found), bounds(metric, found)]
 
 
 def _confusion(found: Confusion | None) -> Iterator[Chart | Table]:
@@ -74,7 +72,7 @@ def _confusion(found: Confusion | None) -> Iterator[Chart | Table]:
     with blank(*size) as (figure, axes):
         draw_matrix(axes, found)
         drawing = svg(figure, "confusion", "Confusion matrix: gold labels down, predicted labels across")
-    merged = f"; {count(found.merged)} rare labels are counted together" if found.merged else ""
+    merged = f"; the {count(found.merged)} labels with the fewest mistakes are counted together" if found.merged else ""
     yield Chart(drawing, f"Confusion: gold labels down, predicted across; shade: share of the row{merged}", size[0] > 6)
     totals = [sum(row) for row in found.counts]
     pairs = sorted(
