@@ -19,7 +19,8 @@ from markdown_it.token import Token
 
 from finetune.card import check_front_matter, render
 from finetune.recipe import Recipe, load
-from finetune.record import Audit, AuditFinding, Emissions, HeadSwap, Names, RunRecord, SplitFacts
+from finetune.record import Analysis, Audit, AuditFinding, Emissions, HeadSwap, Interval, Names, RunRecord, SplitFacts
+from finetune.record.analysis import Calibration
 
 STORED = Path(__file__).parent / "data" / "card.md"
 ALLOWED = "https://huggingface.co/"
@@ -316,6 +317,30 @@ def test_numbers_are_no_scores_to_be_calibrated():
     said = "whether its scores are calibrated probabilities"
     assert said in render(recipe(), record())
     assert said not in render(recipe(), record(model=model(problem="regression", labels=["score"])))
+
+
+def test_where_it_fails_gives_bounds_and_says_what_a_temperature_changes():
+    skewed = Interval(value=0.1, low=0.01, high=0.4)
+    sure = Calibration(scores="x", n=9, ece=skewed, brier=skewed, temperature=skewed, ece_after=skewed)
+    facts = {"analysis": {"test": Analysis(calibration=sure)}}
+    single = render(recipe(), record(**facts))
+    assert "expected calibration error 0.100 (0.010 to 0.400)" in single
+    assert "the predicted labels stay the same" in single
+    several = render(recipe(), record(**facts, model=model(problem="multi")))
+    assert "the predicted labels stay the same" not in several
+    assert "the thresholds of the labels are for scores without it" in several
+
+
+def test_few_rows_are_a_warning_whatever_the_interval():
+    facts = {name: results(20, accuracy=(1.0, low, 1.0)) for name, low in (("wide", 0.9), ("none", 1.0))}
+    wide, none = (render(recipe(), record(results={"test": one})) for one in facts.values())
+    assert "has 20 rows only: accuracy is 1.000 ± 0.050, and differences smaller than that say nothing" in wide
+    assert "has 20 rows only, which all score the same" in none
+    assert "say nothing" not in none
+
+
+def test_the_sign_before_half_an_interval_is_explained_once():
+    assert render(recipe(), record()).count("± is half its width") == 1
 
 
 def test_bare_record_still_gives_a_valid_card():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from finetune.card.figures import amount, count, interval, score
+from finetune.card.figures import amount, bounds, count, interval, score
 from finetune.card.markdown import HUB, bullets, code, fence, link, prose, table, text
 from finetune.card.metadata import dump, front_matter, splits
 from finetune.card.pictures import CONFUSION, INTERVALS, RELIABILITY, pictures
@@ -113,12 +113,16 @@ def _result_rows(record: RunRecord, model: ModelFacts, baselines: list[str]) -> 
     for split in splits(record):
         results = record.results[split]
         for metric, found in results.metrics.items():
-            bounds = "–"
-            if found.low is not None and found.high is not None:
-                bounds = f"{score(metric, found.low)} to {score(metric, found.high)}"
             others = [_baseline(record, name, split, metric) for name in baselines]
             name = text(metric_name(metric, model.problem))
-            yield [text(split), count(results.rows(metric)), name, interval(metric, found), bounds, *others]
+            yield [
+                text(split),
+                count(results.rows(metric)),
+                name,
+                interval(metric, found),
+                bounds(metric, found),
+                *others,
+            ]
 
 
 def _baseline(record: RunRecord, name: str, split: str, metric: str) -> str:
@@ -129,8 +133,9 @@ def _baseline(record: RunRecord, name: str, split: str, metric: str) -> str:
 
 def _reading(record: RunRecord, model: ModelFacts) -> list[str]:
     said = [
-        "Measured on the weights of this repository, in 32-bit arithmetic. The interval is a bootstrap over rows: it"
-        " says how far another sample of such rows could move the value, not what another seed of training would give."
+        "Measured on the weights of this repository, in 32-bit arithmetic. The interval is a bootstrap over rows (± is"
+        " half its width): it says how far another sample of such rows could move the value, not what another seed of"
+        " training would give."
     ]
     if record.best:
         metric = text(metric_name(record.best.metric, model.problem))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from finetune.record import Interval
 
-__all__ = ["amount", "count", "duration", "interval", "score", "share", "size"]
+__all__ = ["amount", "bounds", "count", "duration", "interval", "score", "share", "size", "with_bounds"]
 
 HUNDREDS = {"bleu", "chrf", "rouge1", "rouge2", "rougeL"}  # on 0-100, because the field reads them so
 
@@ -21,6 +21,20 @@ def interval(metric: str, found: Interval) -> str:
     if found.low is None or found.high is None:
         return score(metric, found.value)
     return f"{score(metric, found.value)} ± {score(metric, (found.high - found.low) / 2)}"
+
+
+def bounds(metric: str, found: Interval) -> str:
+    """The interval, `0.794 to 0.840`; a dash without one."""
+    if found.low is None or found.high is None:
+        return "–"
+    return f"{score(metric, found.low)} to {score(metric, found.high)}"
+
+
+def with_bounds(metric: str, found: Interval) -> str:
+    """`0.100 (0.010 to 0.400)`, for what is seldom in the middle of its interval; the value alone without one."""
+    if found.value is None or found.low is None or found.high is None:
+        return interval(metric, found)
+    return f"{score(metric, found.value)} ({bounds(metric, found)})"
 
 
 def share(part: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune.analysis.perturb import LIMITS
-from finetune.card.figures import count, interval, score
+from finetune.card.figures import bounds, count, interval, with_bounds
 from finetune.card.markdown import bullets, code, table, text
 from finetune.card.metadata import splits
 from finetune.card.public_names import metric_name
@@ -36,27 +36,29 @@ def weaknesses(record: RunRecord) -> str:
     if found is None:
         return ""
     name, analysis = found
-    said = [*_calibration(analysis.calibration), *_confused(analysis.confusion), *_errors(analysis)]
+    multi = record.model is not None and record.model.problem == "multi"
+    said = [*_calibration(analysis.calibration, multi), *_confused(analysis.confusion), *_errors(analysis)]
     parts = [f"## Where it fails\n\nOn the {text(name)} split."]
     parts += [bullets(said)] if said else []
     parts += [_groups(analysis.slices), _behaviour(analysis.behaviour)]
     return "\n\n".join(part for part in parts if part) if any(parts[1:]) else ""
 
 
-def _calibration(found: Calibration | None) -> Iterator[str]:
+def _calibration(found: Calibration | None, multi: bool) -> Iterator[str]:
     if found is None:
         return
     yield (
-        f"Scores as probabilities, of {text(found.scores)}: expected calibration error {interval('ece', found.ece)}"
-        f" (0 is best; {len(found.bins)} bins), Brier score {interval('brier', found.brier)}."
+        f"Scores as probabilities, of {text(found.scores)}: expected calibration error {with_bounds('ece', found.ece)}"
+        f" (0 is best; {len(found.bins)} bins), Brier score {with_bounds('brier', found.brier)}."
     )
     temperature = found.temperature
     if temperature is None or temperature.value is None or found.ece_after is None:
         return
+    labels = "the thresholds of the labels are for scores without it" if multi else "the predicted labels stay the same"
     yield (
-        f"On validation {_lean(temperature)}: dividing the logits by {interval('temperature', temperature)} fits"
+        f"On validation {_lean(temperature)}: dividing the logits by {with_bounds('temperature', temperature)} fits"
         " best (stored as `calibration_temperature` in config.json; the pipeline does not apply it). With it the"
-        f" calibration error is {interval('ece', found.ece_after)}; the predicted labels stay the same."
+        f" calibration error is {with_bounds('ece', found.ece_after)}; {labels}."
     )
 
 
@@ -88,7 +90,7 @@ def _errors(analysis: Analysis) -> Iterator[str]:
     if kinds:
         yield f"Outcomes: {', '.join(kinds)}."
     for name, found in analysis.measures.items():
-        yield f"{text(name.replace('_', ' ').capitalize())}: {interval(name, found)}."
+        yield f"{text(name.replace('_', ' ').capitalize())}: {with_bounds(name, found)}."
 
 
 def _groups(slices: list[Slice]) -> str:
@@ -103,7 +105,8 @@ def _groups(slices: list[Slice]) -> str:
             code(one.value),
             count(one.n),
             text(metric_name(one.metric, None)),
-            *_figures(one),
+            interval(one.metric, one.result),
+            bounds(one.metric, one.result),
         ]
         for found in kinds.values()
         if len(found) >= FEW
@@ -121,13 +124,6 @@ def _badness(one: Slice) -> tuple[bool, float, float]:
     if value is None or low is None or high is None:
         return True, 0.0, 0.0
     return (False, -low, -value) if one.metric in LOWER_IS_BETTER else (False, high, value)
-
-
-def _figures(one: Slice) -> list[str]:
-    found = one.result
-    if found.low is None or found.high is None:
-        return [interval(one.metric, found), "–"]
-    return [interval(one.metric, found), f"{score(one.metric, found.low)} to {score(one.metric, found.high)}"]
 
 
 def _behaviour(checks: list[Check]) -> str:
@@ -151,4 +147,4 @@ def _behaviour(checks: list[Check]) -> str:
 
 
 def _share(one: Check) -> str:
-    return interval("share", one.changed) if one.n else "–"
+    return with_bounds("share", one.changed) if one.n else "–"

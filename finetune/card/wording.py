@@ -142,10 +142,12 @@ def _uncertain(record: RunRecord) -> Iterator[str]:
     for metric, found in list(results.metrics.items())[:1]:
         if results.n < SMALL and found.low is not None:
             name = text(metric_name(metric, problem))
-            yield (
-                f"The {text(split)} split has {count(results.n)} rows only: {name} is {interval(metric, found)}, and"
-                " differences smaller than that say nothing."
+            much = (
+                f": {name} is {interval(metric, found)}, and differences smaller than that say nothing"
+                if found.low != found.high
+                else ", which all score the same: that says little of others"  # however few, there is no width
             )
+            yield f"The {text(split)} split has {count(results.n)} rows only{much}."
     if split != "test":
         yield "There was no test split; the rows that chose the checkpoint are those it was scored on."
     yield "One training run with one seed; another seed gives a somewhat different model."

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 from matplotlib.figure import Figure
 
-from finetune.card.figures import HUNDREDS, amount, count, duration, interval, score
+from finetune.card.figures import HUNDREDS, amount, bounds, count, duration, interval, score
 from finetune.card.public_names import metric_name
-from finetune.record import Interval, RunRecord, SplitResults, Training
+from finetune.record import RunRecord, SplitResults, Training
 from finetune.report.blocks import Beside, Chart, Folded, Note, Section, Table, Tile
 from finetune.report.charts import draw_intervals, draw_legend
 from finetune.report.drawing import stacked, svg
@@ -186,16 +186,10 @@ def _table(record: RunRecord, split: str) -> Table:
         [
             named(record, metric),
             interval(metric, item),
-            _bounds(metric, item),
+            bounds(metric, item),
             *(interval(metric, other.metrics[metric]) if metric in other.metrics else "–" for other in beside.values()),
         ]
         for metric, item in found.metrics.items()
     ]
     header = ["metric", "this model", "95 % interval", *map(_method, beside)]
     return Table(f"{split}, {count(found.n)} rows", header, rows, right=range(1, len(header)))
-
-
-def _bounds(metric: str, found: Interval) -> str:
-    if found.low is None or found.high is None:
-        return "–"
-    return f"{score(metric, found.low)} to {score(metric, found.high)}"
