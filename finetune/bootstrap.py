@@ -27,17 +27,14 @@ __all__ = [
     "McNemar",
     "PairedDifference",
     "approximate_randomization",
-    "confusion_interval",
     "interval",
     "mcnemar",
     "mean_interval",
-    "paired_difference",
     "paired_differences",
     "paired_rows_difference",
     "resample_cells",
     "resample_rows",
     "resample_sums",
-    "rows_interval",
     "sums_interval",
 ]
 
@@ -185,35 +182,6 @@ def sums_interval(stats: NDArray[Any], statistic: Statistic) -> Interval:
     return interval(float(statistic(stats.sum(axis=0, keepdims=True))[0]), resample_sums(stats, statistic))
 
 
-def confusion_interval(confusion: NDArray[Any], statistic: Statistic) -> Interval:
-    """A metric of a confusion matrix (K, K) int with its interval.
-
-    statistic: (R, K, K) float64 -> (R,). Only the cells that hold rows are drawn; a resample of the rows has exactly
-    this distribution.
-    """
-    from scipy.sparse import csr_array
-
-    confusion = np.asarray(confusion, dtype=np.int64)
-    if confusion.sum() == 0:
-        return Interval(value=None)
-    filled = np.flatnonzero(confusion)
-    cells = np.arange(len(filled))
-    places = csr_array((np.ones(len(filled)), (cells, filled)), shape=(len(filled), confusion.size))
-
-    def measure(sums: Floats) -> Floats:
-        return statistic(sums.reshape(-1, *confusion.shape))
-
-    samples = resample_cells(confusion.ravel()[filled], measure, places)
-    return interval(float(measure(confusion.astype(np.float64))[0]), samples)
-
-
-def rows_interval(rows: int, statistic: Statistic, resamples: int = ROW_RESAMPLES) -> Interval:
-    """A metric of weighted rows with its interval; statistic: (R, n) weights -> (R,), see `resample_rows`."""
-    if rows == 0:
-        return Interval(value=None)
-    return interval(float(statistic(np.ones((1, rows)))[0]), resample_rows(rows, statistic, resamples))
-
-
 @dataclass(frozen=True)
 class PairedDifference:
     """A metric of model A minus that of model B on the same n rows; p: two-sided; error: standard error over rows.
@@ -227,32 +195,14 @@ class PairedDifference:
     error: float | None = None
 
 
-def paired_difference(
-    a: NDArray[Any], b: NDArray[Any], statistic: Statistic | None = None, statistic_b: Statistic | None = None
-) -> PairedDifference:
-    """Compare two models by a paired bootstrap: each resample takes the same rows of both.
-
-    a, b: (n,) scores whose means are compared, or (n, s) per-row statistics with `statistic` (R, s) -> (R,). With
-    `statistic_b` b is measured by that one, and may have another width. p is the share of resamples whose difference
-    lies as far from the observed one as that lies from 0 (the recentred bootstrap test), with the observed one counted
-    in.
-    """
-    rows = max(len(a), 1)
-    measure_a = statistic or (lambda sums: sums[:, 0] / rows)
-    measure_b = statistic_b or measure_a
-    one, other = (side[:, None] if side.ndim == 1 else side for side in (np.asarray(a), np.asarray(b)))
-    [found] = paired_differences(
-        one, other, lambda sums: measure_a(sums)[:, None], lambda sums: measure_b(sums)[:, None]
-    )
-    return found
-
-
 def paired_differences(
     a: NDArray[Any], b: NDArray[Any], statistic_a: Statistic, statistic_b: Statistic
 ) -> list[PairedDifference]:
-    """As `paired_difference`, for m metrics of the same statistics (n, s), which share their resamples.
+    """Compare two models in m metrics by a paired bootstrap: each resample takes the same rows of both.
 
-    statistic_a, statistic_b: (R, s) -> (R, m).
+    a, b: (n, s) and (n, t) per-row statistics; statistic_a: (R, s) sums -> (R, m), statistic_b: (R, t) -> (R, m). p is
+    the share of resamples whose difference lies as far from the observed one as that lies from 0 (the recentred
+    bootstrap test), with the observed one counted in.
     """
     assert len(a) == len(b), f"two models on the same rows: {len(a)} and {len(b)} rows"
     n, width = a.shape
@@ -269,7 +219,7 @@ def paired_differences(
 
 
 def paired_rows_difference(rows: int, statistic_a: Statistic, statistic_b: Statistic) -> PairedDifference:
-    """As `paired_difference`, for a metric of weighted rows: statistics (R, n) -> (R,), see `resample_rows`."""
+    """As `paired_differences`, for one metric of weighted rows: statistics (R, n) -> (R,), see `resample_rows`."""
     if rows == 0:
         return PairedDifference(Interval(value=None), None, 0)
 

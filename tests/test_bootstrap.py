@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import time
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,16 +13,14 @@ from scipy.sparse import csr_array
 from finetune import bootstrap
 from finetune.bootstrap import (
     approximate_randomization,
-    confusion_interval,
     interval,
     mcnemar,
     mean_interval,
-    paired_difference,
+    paired_differences,
     paired_rows_difference,
     resample_cells,
     resample_rows,
     resample_sums,
-    rows_interval,
     sums_interval,
 )
 from finetune.record import Interval
@@ -35,6 +34,17 @@ def entity_rows(n: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     gold, predicted = rng.poisson(2, n), rng.poisson(2, n)
     return np.column_stack([rng.binomial(np.minimum(gold, predicted), 0.7), predicted, gold])
+
+
+def paired_difference(a: np.ndarray, b: np.ndarray, statistic: Any = None, statistic_b: Any = None) -> Any:
+    """`paired_differences` in one metric; of scores (n,) that is their mean."""
+    measure_a = statistic or (lambda sums: sums[:, 0] / max(len(a), 1))
+    measure_b = statistic_b or measure_a
+    one, other = (side[:, None] if side.ndim == 1 else side for side in (a, b))
+    [found] = paired_differences(
+        one, other, lambda sums: measure_a(sums)[:, None], lambda sums: measure_b(sums)[:, None]
+    )
+    return found
 
 
 @pytest.mark.parametrize(("n", "right"), [(50, 30), (400, 320), (10_000, 9_100)])
@@ -111,26 +121,14 @@ def test_equal_rows_of_a_sparse_array_are_gathered(monkeypatch: pytest.MonkeyPat
     assert found == [[1, 1, 3]] * 3
 
 
-def test_confusion_interval_is_that_of_the_rows() -> None:
-    rng = np.random.default_rng(4)
-    gold, predicted = rng.integers(0, 4, 300), rng.integers(0, 3, 300)
-    confusion = np.zeros((4, 4), dtype=int)
-    np.add.at(confusion, (gold, predicted), 1)
-    recall_of_two = confusion_interval(confusion, lambda drawn: drawn[:, 2, 2] / drawn[:, 2].sum(axis=1))
-    rows = np.column_stack([(gold == 2) & (predicted == 2), gold == 2])
-    by_row = sums_interval(rows, lambda sums: sums[:, 0] / sums[:, 1])
-    assert recall_of_two.value == confusion[2, 2] / confusion[2].sum()
-    assert recall_of_two.model_dump() == pytest.approx(by_row.model_dump(), abs=0.01)
-
-
-def test_rows_interval_weighs_rows_as_a_resample_would() -> None:
+def test_rows_are_weighed_as_in_a_resample() -> None:
     values = np.random.default_rng(5).normal(size=400)
     weights = resample_rows(400, lambda drawn: drawn)
     assert weights.shape == (bootstrap.ROW_RESAMPLES, 400)
     assert (weights.sum(axis=1) == 400).all()
     assert weights.mean(axis=0) == pytest.approx(1.0, abs=0.2)
     assert weights.var() == pytest.approx(1 - 1 / 400, abs=0.02)
-    by_weights = rows_interval(400, lambda drawn: drawn @ values / 400)
+    by_weights = interval(values.mean(), weights @ values / 400)
     assert by_weights.model_dump() == pytest.approx(mean_interval(values).model_dump(), abs=0.02)
 
 
@@ -177,12 +175,8 @@ def test_no_row_and_one_row() -> None:
     nothing = Interval(value=None)
     assert mean_interval(np.array([])) == nothing
     assert sums_interval(np.empty((0, 3)), f1) == nothing
-    assert confusion_interval(np.zeros((3, 3)), lambda drawn: drawn[:, 0, 0]) == nothing
-    assert rows_interval(0, lambda drawn: drawn.sum(axis=1)) == nothing
     assert mean_interval(np.array([0.5])) == Interval(value=0.5)
     assert sums_interval(np.array([[1, 1, 1]]), f1) == Interval(value=1.0)
-    assert confusion_interval(np.eye(1), lambda drawn: drawn[:, 0, 0]) == Interval(value=1.0)
-    assert rows_interval(1, lambda drawn: drawn.sum(axis=1)) == Interval(value=1.0)
     assert mean_interval(np.ones(20)) == Interval(value=1.0, low=1.0, high=1.0)
 
 
