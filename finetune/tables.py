@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finetune.record import Efficiency, Interval, RunRecord
+from finetune.card.figures import HUNDREDS, interval, milliseconds
+from finetune.card.metadata import splits
+from finetune.record import Efficiency, RunRecord
 from finetune.record.analysis import MEASURES
 
 if TYPE_CHECKING:
@@ -18,29 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["show_comparison", "show_evaluations", "show_run"]
 
-SHOWN_FIRST = ("test", "validation", "train")
 SHOWN_IDS = 10
 ABREAST = 5  # checkpoints in one table
 LONGEST = 36  # characters of the name of a checkpoint
-WIDE_SCALE = frozenset({"rouge1", "rouge2", "rougeL", "bleu", "chrf"})  # 0 to 100
 
 
 def _console() -> Console:
     return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
-
-
-def _score(name: str, metric: Interval | None) -> str:
-    """`0.817 ± 0.023`, half the width of the interval behind the sign."""
-    if metric is None or metric.value is None:
-        return "undefined"
-    digits = 1 if name in WIDE_SCALE else 3
-    if metric.low is None or metric.high is None:
-        return f"{metric.value:.{digits}f}"
-    return f"{metric.value:.{digits}f} ± {(metric.high - metric.low) / 2:.{digits}f}"
-
-
-def _splits(record: RunRecord) -> list[str]:
-    return [name for name in SHOWN_FIRST if name in record.results]
 
 
 def show_run(record: RunRecord) -> None:
@@ -61,29 +47,29 @@ def show_run(record: RunRecord) -> None:
 
 
 def _result_rows(record: RunRecord) -> Iterator[list[str]]:
-    for split in _splits(record):
+    for split in splits(record):
         results = record.results[split]
         for name, metric in results.metrics.items():
             others = [record.baselines[method].get(split) for method in record.baselines]
             beside = [
-                "" if other is None or name not in other.metrics else _score(name, other.metrics[name])
+                "" if other is None or name not in other.metrics else interval(name, other.metrics[name])
                 for other in others
             ]
-            yield [split, name, _score(name, metric), *beside, str(results.rows(name))]
+            yield [split, name, interval(name, metric), *beside, str(results.rows(name))]
 
 
 def _weaknesses(record: RunRecord) -> Iterator[str]:
     """Calibration and behaviour on the first split that was analysed."""
-    split = next((name for name in _splits(record) if name in record.analysis), None)
+    split = next((name for name in splits(record) if name in record.analysis), None)
     if split is None:
         return
     found = record.analysis[split]
     if found.calibration is not None:
         after = found.calibration.ece_after
-        mended = f"; {_score('ece', after)} after a temperature fitted on validation" if after is not None else ""
-        yield f"calibration error on {split}: {_score('ece', found.calibration.ece)}{mended}"
+        mended = f"; {interval('ece', after)} after a temperature fitted on validation" if after is not None else ""
+        yield f"calibration error on {split}: {interval('ece', found.calibration.ece)}{mended}"
     for check in found.behaviour:
-        measured = f"{MEASURES[check.measure]} {_score('share', check.changed)}, {check.n} cases"
+        measured = f"{MEASURES[check.measure]} {interval('share', check.changed)}, {check.n} cases"
         yield f"check {check.name}: {measured if check.n else 'no row to change'}"
 
 
@@ -133,7 +119,7 @@ def _evaluation_cells(record: RunRecord) -> Iterator[tuple[str, str]]:
     facts = record.data[split]
     yield "split", split
     for name, metric in results.metrics.items():
-        yield name if metric.n is None else f"{name}, {metric.n:,} rows", _score(name, metric)
+        yield name if metric.n is None else f"{name}, {metric.n:,} rows", interval(name, metric)
     yield "rows", f"{results.n:,}"
     yield "truncated", f"{facts.truncated:,}"
     yield "dropped", f"{sum(facts.dropped.values()):,}"
@@ -145,18 +131,14 @@ def _efficiency_cells(found: Efficiency) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{found.parameters / 1e6:.1f} M"
     yield "on disk", f"{found.size_bytes / 1e6:.1f} MB"
     yield "rows/s", f"{found.rows_per_second:,.1f}"
-    yield "latency p50", _milliseconds(found.latency_p50_seconds)
-    yield "latency p95", _milliseconds(found.latency_p95_seconds)
+    yield "latency p50", milliseconds(found.latency_p50_seconds)
+    yield "latency p95", milliseconds(found.latency_p95_seconds)
     if found.first_token_p50_seconds is not None:
-        yield "first token p50", _milliseconds(found.first_token_p50_seconds)
+        yield "first token p50", milliseconds(found.first_token_p50_seconds)
     if found.per_token_p50_seconds is not None:
-        yield "next token p50", _milliseconds(found.per_token_p50_seconds)
+        yield "next token p50", milliseconds(found.per_token_p50_seconds)
     yield "peak memory", f"{found.peak_memory_bytes / 1e6:,.0f} MB"
     yield "energy", "not measured" if found.energy_kwh is None else f"{found.energy_kwh * 1000:.3g} Wh"
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms"
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -197,7 +179,7 @@ def show_comparison(found: Comparison) -> None:
 
 
 def _compared_cells(one: Compared) -> list[str]:
-    digits = 1 if one.metric in WIDE_SCALE else 3
+    digits = 1 if one.metric in HUNDREDS else 3
     gap = one.difference
     span = "" if gap.low is None else f" ({gap.low:+.{digits}f} to {gap.high:+.{digits}f})"
     sides = [

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from finetune.record import Interval
 
-__all__ = ["amount", "bounds", "count", "duration", "interval", "score", "share", "size", "with_bounds"]
+__all__ = [
+    "HUNDREDS",
+    "amount",
+    "bounds",
+    "count",
+    "duration",
+    "interval",
+    "milliseconds",
+    "score",
+    "share",
+    "size",
+    "with_bounds",
+]
 
 HUNDREDS = {"bleu", "chrf", "rouge1", "rouge2", "rougeL"}  # on 0-100, because the field reads them so
 
@@ -61,6 +73,11 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def milliseconds(seconds: float) -> str:
+    """What is over too soon for `duration`, `23.3 ms`."""
+    return f"{1000 * seconds:.1f} ms"
 
 
 def size(num_bytes: float) -> str:

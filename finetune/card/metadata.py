@@ -64,7 +64,7 @@ def front_matter(recipe: Recipe, record: RunRecord, model_id: str | None) -> dic
 
 
 def splits(record: RunRecord) -> list[str]:
-    """The splits with results, in the order in which they are shown."""
+    """The splits with results, the most telling first."""
     known = [name for name in ORDER if name in record.results]
     return known + [name for name in record.results if name not in ORDER]
 

@@ -13,7 +13,7 @@ from finetune.record import Analysis, Interval, RunRecord
 from finetune.record.analysis import MEASURES, Calibration, Check, Confusion, Slice
 from finetune.scoring.names import LOWER_IS_BETTER
 
-__all__ = ["shown_analysis", "weaknesses"]
+__all__ = ["kind_of", "shown_analysis", "weaknesses"]
 
 GROUPS = 3  # shown of each kind
 BIAS = (
@@ -101,7 +101,7 @@ def _groups(slices: list[Slice]) -> str:
             kinds.setdefault(one.by, []).append(one)
     rows = [
         [
-            UNITS.get(one.by, text(one.by.replace("_", " "))),
+            text(kind_of(one.by)),
             code(one.value),
             count(one.n),
             text(metric_name(one.metric, None)),
@@ -116,6 +116,11 @@ def _groups(slices: list[Slice]) -> str:
         return ""
     header = ["By", "Group", "Rows", "Metric", "Value", "95 % interval"]
     return f"The weakest groups of each kind:\n\n{table(header, rows, right=[2, 4, 5])}"
+
+
+def kind_of(by: str) -> str:
+    """What a group of rows has in common, in words."""
+    return UNITS.get(by, by.replace("_", " "))
 
 
 def _badness(one: Slice) -> tuple[bool, float, float]:

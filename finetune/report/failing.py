@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.card.figures import bounds, count, interval
 from finetune.card.public_names import metric_name
-from finetune.card.weaknesses import shown_analysis
+from finetune.card.weaknesses import kind_of, shown_analysis
 from finetune.record import Analysis, Interval, RunRecord
 from finetune.record.analysis import MEASURES, Calibration, Confusion, Slice, Suspect, WorstRow
 from finetune.report.blocks import Beside, Block, Chart, Facts, Note, Section, Table
@@ -20,7 +20,6 @@ Shown = Mapping[str, Mapping[str, Mapping[str, Any]]]  # split -> id -> a line o
 PAIRS = 10  # of confused labels
 GROUPS = 30  # of one kind
 CUT = 400  # characters of a text
-UNITS = {"length": "length in tokens"}
 SIZE = (5.2, 3.6)  # inches
 
 
@@ -111,7 +110,7 @@ def _groups(slices: Sequence[Slice]) -> Iterator[Table]:
             [value, count(next(iter(found.values())).n), *(_of(found.get(metric)) for metric in metrics)]
             for value, found in list(groups.items())[:GROUPS]
         ]
-        kind = UNITS.get(by, by.replace("_", " "))
+        kind = kind_of(by)
         more = f"; the first {GROUPS} of {count(len(groups))}" if len(groups) > GROUPS else ""
         header = [kind, "rows", *(metric_name(metric, None) for metric in metrics)]
         yield Table(f"By {kind}{more}", header, rows, right=range(1, len(header)))

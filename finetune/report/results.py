@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from matplotlib.figure import Figure
 
 from finetune.card.figures import HUNDREDS, amount, bounds, count, duration, interval, score
+from finetune.card.metadata import splits
 from finetune.card.public_names import metric_name
 from finetune.record import RunRecord, SplitResults, Training
 from finetune.report.blocks import Beside, Chart, Folded, Note, Section, Table, Tile
@@ -22,18 +23,9 @@ __all__ = [
     "headline_metric",
     "named",
     "results",
-    "splits",
     "steps_done",
     "tiles",
 ]
-
-ORDER = ("test", "validation", "train")
-
-
-def splits(record: RunRecord) -> list[str]:
-    """The splits with results, the most telling first."""
-    known = [name for name in ORDER if name in record.results]
-    return known + [name for name in record.results if name not in known]
 
 
 def headline_metric(record: RunRecord) -> str | None:

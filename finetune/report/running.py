@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from finetune.card.figures import amount, count, duration, share, size
+from finetune.card.figures import amount, count, duration, milliseconds, share, size
 from finetune.record import Efficiency, RunRecord
 from finetune.report.blocks import Beside, Chart, Facts, Note, Section, Table
 from finetune.report.charts import draw_curves
@@ -96,13 +96,13 @@ def speed(record: RunRecord, found: Curves) -> Section:
 
 def _efficiency(found: Efficiency, hardware: Mapping[str, Any]) -> Facts:
     many = f"{count(found.latency_rows)} row{'s' * (found.latency_rows != 1)}, one at a time, from text to output"
-    latency = f"{_milliseconds(found.latency_p50_seconds)}, p95 {_milliseconds(found.latency_p95_seconds)} ({many})"
+    latency = f"{milliseconds(found.latency_p50_seconds)}, p95 {milliseconds(found.latency_p95_seconds)} ({many})"
     return Facts(
         [
             ("in batches", f"{found.rows_per_second:,.1f} rows/s"),
             ("latency, median", latency),
-            ("first token, median", _optional(_milliseconds, found.first_token_p50_seconds)),
-            ("each token after it, median", _optional(_milliseconds, found.per_token_p50_seconds)),
+            ("first token, median", _optional(milliseconds, found.first_token_p50_seconds)),
+            ("each token after it, median", _optional(milliseconds, found.per_token_p50_seconds)),
             ("peak memory", size(found.peak_memory_bytes)),
             ("parameters", count(found.parameters)),
             ("weights on disk", size(found.size_bytes)),
@@ -110,10 +110,6 @@ def _efficiency(found: Efficiency, hardware: Mapping[str, Any]) -> Facts:
             ("hardware", _hardware(hardware)),
         ]
     )
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.1f} ms"
 
 
 def _optional(shown: Any, value: float | None, unit: str = "") -> str | None:
