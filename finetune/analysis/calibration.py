@@ -129,7 +129,8 @@ def fit_temperature(logits: Floats, gold: NDArray[Any]) -> Interval | None:
     best = float(brentq(slope, *bounds, xtol=1e-6))
     first, second = _slopes(logits, gold, np.exp(-best))
     error = 1.96 * np.sqrt((first**2).sum()) / second.sum() * np.exp(best)
-    return Interval(value=float(np.exp(best)), low=float(np.exp(best - error)), high=float(np.exp(best + error)))
+    low, high = np.exp(np.clip([best - error, best + error], *bounds))  # of a few rows it could have any width
+    return Interval(value=float(np.exp(best)), low=float(low), high=float(high))
 
 
 def _slopes(logits: Floats, gold: NDArray[Any], sharpness: float) -> tuple[Floats, Floats]:

@@ -95,6 +95,12 @@ def test_interval_of_the_temperature_covers_the_truth():
     assert 90 <= sum(one.low < 2 < one.high for one in fitted) <= 100
 
 
+def test_interval_of_a_temperature_of_a_few_rows_ends_where_the_search_does():
+    generator = np.random.default_rng(1)
+    found = fit_temperature(generator.normal(size=(8, 2)) * 0.05, generator.integers(0, 2, 8))
+    assert [found.low, found.high] == pytest.approx([0.02, 50])
+
+
 def test_no_temperature_where_every_row_is_right_or_scores_say_nothing():
     logits, gold = sampled(200, 3, np.random.default_rng(6))
     assert fit_temperature(logits, logits.argmax(axis=1)) is None
