@@ -149,7 +149,10 @@ class Plan:
             return
         assert self.epochs is not None
         whole = int(self.epochs)
-        counts = [self._load(epoch) for epoch in range(whole + (self.epochs > whole))]
+        begun = whole + (self.epochs > whole)
+        if self.batch_size is not None:  # known without making the batches, which takes seconds for many rows
+            self.steps_per_epoch = [-(-len(self.lengths) // self.batch_size)] * begun
+        counts = self.steps_per_epoch or [self._load(epoch) for epoch in range(begun)]
         last = round((self.epochs - whole) * counts[-1]) if self.epochs > whole else 0
         self.steps = max(1, sum(counts[:whole]) + last)
 
@@ -160,6 +163,7 @@ class Plan:
             self._epoch = epoch
         if epoch == len(self.steps_per_epoch):
             self.steps_per_epoch.append(len(self._batches))
+        assert self.steps_per_epoch[epoch] == len(self._batches)
         return len(self._batches)
 
     def place(self, step: int) -> tuple[int, int]:
