@@ -37,6 +37,7 @@ class Rows:
     places: pa.Table | None = None  # columns `file` int32 (index into `files`) and `line` int64
     files: tuple[str, ...] = ()  # how a place in each file is written, without its number: "data/train.csv, line"
     commit: str | None = None  # of the set, where a Hub gave one
+    files_left_out: tuple[str, ...] = ()  # beside those of the splits: their names tell no split
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

@@ -277,6 +277,32 @@ def test_files_of_a_folder_are_told_apart_by_the_words_in_their_names(tmp_path):
     assert loaded["test"].source == "set/2test.csv"
 
 
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["TrainingSet1.csv", "ValidationSet.csv", "TestSet-1-A.csv"], ["train", "validation", "test"]),
+        (["myTrain.csv", "TESTSet.csv"], ["train", "test"]),
+        (["train.csv", "eval.csv"], ["train", "test"]),
+        (["a_train.csv", "a_evaluation.csv"], ["train", "test"]),
+        (["SemEval2018-train.csv", "SemEval2018-dev.csv"], ["train", "validation"]),
+    ],
+)
+def test_split_words_of_file_names(tmp_path, names, splits):
+    for name in names:
+        write(tmp_path, f"set/{name}", as_csv([name]))
+    loaded = data.load(make(tmp_path, "./set/"))
+    assert [(split, rows.column("text")) for split, rows in loaded.items()] == [
+        (split, [name]) for split, name in zip(splits, names, strict=True)
+    ]
+
+
+def test_files_of_no_split_are_known(tmp_path):
+    for name in ["train.csv", "extra.csv"]:
+        write(tmp_path, f"set/{name}", as_csv([name]))
+    assert train(tmp_path, "./set/").files_left_out == ("set/extra.csv",)
+    assert train(tmp_path, "./set/train.csv").files_left_out == ()
+
+
 def test_files_without_such_words_are_train(tmp_path):
     for name in ["b.csv", "a.csv"]:
         write(tmp_path, f"set/{name}", as_csv([name]))

@@ -247,6 +247,15 @@ def test_a_mix_of_scripts_is_no_oddity(tmp_path):
     assert "other_script" not in dict(kinds(survey(tmp_path, train=mixed)))
 
 
+def test_files_of_no_split_are_told(tmp_path):
+    for name in ["train.jsonl", "extra.jsonl"]:
+        write(tmp_path, f"set/{name}", jsonl(numbered(2, "a") + numbered(2, "b", 2)))
+    recipe = make(tmp_path, "./set/")
+    found = audit.rows(recipe, data.load(recipe))
+    features = {"train": encoded(4, found.splits["train"].column("text"))}
+    assert "files of no split, by their names: set/extra.jsonl" in audit.survey(None, found.splits, features).notes[0]
+
+
 def test_columns_that_no_role_reads(tmp_path):
     train = [row | {"source": "x", "number": 1} for row in numbered(12, "a")]
     assert survey(tmp_path, train=train).notes == ["train: columns that no role reads: source, number"]

@@ -77,7 +77,7 @@ def survey(
             for split, one in splits.items()
         },
         shifts=shifts,
-        notes=[*notes, *_unused(splits), *([] if near else [_not_near(rows)])],
+        notes=[*notes, *_left_out(splits), *_unused(splits), *([] if near else [_not_near(rows)])],
         method=near_duplicates.METHOD if near else "",
         seconds=round(time.perf_counter() - begun, 3),
     )
@@ -129,12 +129,21 @@ def _slices(splits: dict[str, Rows]) -> Iterator[AuditFinding]:
                 yield remark("poor_slices", one, f"evaluate.slices: {name}: {problem}", remedy)
 
 
+def _left_out(splits: dict[str, Rows]) -> Iterator[str]:
+    """Files of the folder that belong to no split, where there are any."""
+    for names in {one.files_left_out for one in splits.values() if one.files_left_out}:
+        yield f"files of no split, by their names: {_shown(names)}; data.path: {{train: …, test: …}} names each file"
+
+
 def _unused(splits: dict[str, Rows]) -> Iterator[str]:
     """Columns of the source that no role reads, where there are any."""
     for names in dict.fromkeys(one.unused for one in splits.values() if one.unused):
         where = ", ".join(split for split, one in splits.items() if one.unused == names)
-        shown = ", ".join(names[:NAMED_ROWS]) + (", …" if len(names) > NAMED_ROWS else "")
-        yield f"{where}: columns that no role reads: {shown}"
+        yield f"{where}: columns that no role reads: {_shown(names)}"
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED_ROWS]) + (", …" if len(names) > NAMED_ROWS else "")
 
 
 def _judge(found: AuditFinding, rules: AuditBlock, problems: Problems) -> None:

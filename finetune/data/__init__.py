@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from finetune.data import columns, conll, files, hub, parsing, readers, splits, values
 from finetune.data.columns import Roles
-from finetune.data.files import File, find
+from finetune.data.files import File, find, left_out
 from finetune.data.hub import HubSet, HubSplit
 from finetune.data.parsing import PLACES, Mapping, parse
 from finetune.data.problems import Problems
@@ -46,6 +46,7 @@ class _Local:
 
     def __init__(self, recipe: Recipe) -> None:
         self._found = find(recipe)
+        self.left_out = left_out(recipe, self._found)
         self.names = list(self._found)
         self.title = ", ".join(file.name for files in self._found.values() for file in files[:1])
 
@@ -77,7 +78,7 @@ def collect(recipe: Recipe) -> tuple[dict[str, Rows], Problems]:
     for ours, theirs in wanted.items():
         try:
             rows = _rows(recipe, ours, given.sources(theirs), problems)
-            loaded[ours] = replace(rows, commit=given.commit)
+            loaded[ours] = replace(rows, commit=given.commit, files_left_out=given.left_out)
         except _Refused:
             continue
         except DataError as error:

@@ -23,7 +23,7 @@ from finetune.errors import DataError
 from finetune.recipe import ROLES, Recipe
 from finetune.store import file_sha256
 
-__all__ = ["SUFFIXES", "File", "find"]
+__all__ = ["SUFFIXES", "File", "find", "left_out"]
 
 
 def read_parquet(path: Path, name: str, wanted: set[str] | None = None) -> Iterator[Block]:
@@ -54,9 +54,10 @@ SUFFIXES: dict[str, Callable[..., Iterator[Block]]] = {
     ".bio": read_conll,
     ".conllu": read_conllu,
 }
-# Words between the letters of a file name that tell its split. Source: datasets.data_files.SPLIT_KEYWORDS.
+# Words of a file name that tell its split. Source: datasets.data_files.SPLIT_KEYWORDS.
 WORDS = {"train": "train", "training": "train", "dev": "validation", "val": "validation", "valid": "validation"}
-WORDS |= {"validation": "validation", "test": "test", "testing": "test"}
+WORDS |= {"validation": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
+WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # test_set, TestSet1, TEST
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,15 @@ def find(recipe: Recipe) -> dict[str, list[File]]:
     return found
 
 
+def left_out(recipe: Recipe, found: dict[str, list[File]]) -> tuple[str, ...]:
+    """The files that `data.path` stands for and whose names tell no split, where those of others do."""
+    path = recipe.data.path
+    if not isinstance(path, str):
+        return ()
+    used = {file.path for files in found.values() for file in files}
+    return tuple(_name(recipe, one, path) for one in _files(recipe, path, "data.path") if one not in used)
+
+
 def _files(recipe: Recipe, path: str, key: str) -> list[Path]:
     """The files that one path stands for: itself, those in a folder, or those that match."""
     place = recipe.locate(path)
@@ -171,7 +181,7 @@ def _splits(paths: list[Path], recipe: Recipe, given: str) -> dict[str, list[Fil
         return {"train": [_file(recipe, paths[0], given)]}
     named: dict[str, list[Path]] = {}
     for path in paths:
-        for split in sorted({WORDS[word] for word in re.split("[^a-z]+", path.stem.lower()) if word in WORDS}):
+        for split in sorted(_split_words(path.stem)):
             named.setdefault(split, []).append(path)
     named = named or {"train": paths}
     chosen = sorted({path for group in named.values() for path in group})
@@ -182,6 +192,12 @@ def _splits(paths: list[Path], recipe: Recipe, given: str) -> dict[str, list[Fil
         raise DataError(f"data.path: {given}: {what} ({names}); name the file of each split: {{train: …, test: …}}")
     order = [split for split in dict.fromkeys(WORDS.values()) if split in named]
     return {split: [_file(recipe, path, given) for path in named[split]] for split in order}
+
+
+def _split_words(stem: str) -> set[str]:
+    """The splits that a file name has words of; SemEval is the name of a workshop."""
+    words = map(str.lower, WORD.findall(stem.replace("SemEval", "")))
+    return {WORDS[word] for word in words if word in WORDS}
 
 
 def _sentences(recipe: Recipe) -> bool:

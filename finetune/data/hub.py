@@ -74,6 +74,8 @@ class HubSet:
     nothing, "001" for 1 and "2020-01-01" for a date; everything else comes through `datasets`.
     """
 
+    left_out: tuple[str, ...] = ()
+
     def __init__(self, path: str, name: str | None, revision: str | None) -> None:
         refuse_folder(path)
         self._what = (path, name, revision)
