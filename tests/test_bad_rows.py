@@ -187,6 +187,22 @@ def test_lines_are_counted_through_the_blocks_of_a_file(tmp_path):
     assert refusal(tmp_path, "b.jsonl").startswith("data: b.jsonl, line 2501: not UTF-8")
 
 
+def test_an_optional_column_that_shows_late_is_missing_before(tmp_path):
+    rows = [{"text": "x" * 2000, "label": "a"}] * 1000 + [{"text": "c", "label": "b", "text_pair": "d", "id": 7}]
+    write(tmp_path, "a.jsonl", jsonl(rows))
+    assert "a.jsonl, line 1: text_pair: missing" in refusal(tmp_path, "a.jsonl")
+    columns = {"text": "text", "label": "label"}
+    assert len(data.load(make(tmp_path, "./a.jsonl", columns=columns))["train"]) == 1001
+    loaded = data.load(make(tmp_path, "./a.jsonl", on_bad_row="skip"))["train"]
+    assert (loaded.column("id"), loaded.column("text_pair")) == (["7"], ["d"])
+
+
+def test_an_optional_column_that_only_a_further_file_has(tmp_path):
+    write(tmp_path, "set/a.csv", "text,label\na,x\n")
+    write(tmp_path, "set/b.csv", "text,text_pair,label\na,b,x\n")
+    assert "set/b.csv: has text_pair, which a file before it lacks" in refusal(tmp_path, "set/*.csv")
+
+
 def test_labels_of_two_types_are_refused_with_both(tmp_path):
     rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}, {"text": "c", "label": "1"}]
     write(tmp_path, "a.jsonl", jsonl(rows))

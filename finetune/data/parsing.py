@@ -73,16 +73,17 @@ class Parsed:
 
 
 class _Widen(Exception):  # noqa: N818  (not an error: the file is read once more)
-    """A later value needs a wider type than the file was begun with."""
+    """A later row needs a wider type, or has another column, than the file was begun with."""
 
 
 def parse(sources: Sequence[Source], mapping: Mapping, path: Path, problems: Problems) -> Parsed | None:
     """Write the rows of all sources into the Arrow file `path`; None when anything is wrong, which is in `problems`."""
     types = ColumnTypes()
+    late: dict[int, list[str]] = {}
     while True:
         found = Problems()
         try:
-            parsed = _Parser(sources, mapping, types, found).run(path)
+            parsed = _Parser(sources, mapping, types, found, late).run(path)
         except _Widen:
             continue
         problems.extend(found)
@@ -95,6 +96,7 @@ class _Parser:
     mapping: Mapping
     types: ColumnTypes
     problems: Problems
+    late: dict[int, list[str]]  # number of a source -> columns of roles that its first block does not have
     roles: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     dropped: dict[str, list[str]] = field(default_factory=dict)
@@ -123,18 +125,33 @@ class _Parser:
                 for block in source.read(self.mapping.wanted()):
                     names = block.columns or list(dict.fromkeys(chain.from_iterable(block.records)))
                     if names and not known:
+                        names = [*names, *self.late.get(number, [])]
                         self.roles = self._resolve(source, names, block.records)
                         self.unused = _unread(self.roles, [*self.unused, *names], block.records)
                         known = True
+                    elif late := self._late(names):
+                        self.late.setdefault(number, []).extend(late)
+                        raise _Widen
                     if block.records:
                         yield self._batch(number, source, block)
             except DataError as error:
                 self.problems.add("unusable files", str(error))
 
+    def _late(self, names: list[str]) -> list[str]:
+        """Columns of roles that the file has from here on, where the recipe leaves it to the names which are read."""
+        if self.mapping.columns:
+            return []
+        return [name for name in self.mapping.roles.extras if name in names and name not in self.roles]
+
     def _resolve(self, source: Source, names: list[str], records: list[dict[str, Any]]) -> dict[str, str]:
         """The roles that the file gives; a further file of the split gives the same as the first."""
         try:
             before = {role: column for role, column in self.roles.items() if not role.startswith(KEPT)}
+            if before and (more := self._late(names)):
+                raise DataError(
+                    f"has {' and '.join(more)}, which a file before it lacks; fill it in there, or say in data.columns"
+                    " which columns are read"
+                )
             roles = resolve(before or self.mapping.columns, self.mapping.roles, names)
             roles |= kept_roles(self.mapping.kept, names)
             check_dots(roles, records)
