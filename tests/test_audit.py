@@ -103,6 +103,20 @@ def test_labels_of_several_are_compared_one_by_one(tmp_path):
     )
 
 
+@pytest.mark.parametrize("labels", [[[0, 1, 1], [1, 0, 0]], [[0, 1], [1, 0]], [["0", "1", "0"], ["1", "0", "0"]]])
+def test_a_zero_or_one_for_each_label_is_refused(tmp_path, labels):
+    write(tmp_path, "train.jsonl", jsonl([{"text": "a", "labels": row} for row in labels]))
+    recipe = make(tmp_path, {"train": "train.jsonl"})
+    (error,) = audit.examine(recipe, data.load(recipe)).errors
+    assert error.startswith(f"train: labels: {labels[0]} (train.jsonl, line 1) has a 0 or 1 for each label; expected a")
+
+
+def test_two_labels_may_have_the_names_0_and_1(tmp_path):
+    write(tmp_path, "train.jsonl", jsonl([{"text": "a", "labels": row} for row in ([0, 1], [1], [], [0])]))
+    recipe = make(tmp_path, {"train": "train.jsonl"})
+    assert audit.examine(recipe, data.load(recipe)).errors == []
+
+
 def test_without_train_no_label_is_missing(tmp_path):
     findings = look(tmp_path, keys={"splits": {"test": "test"}}, test=rows("a", "b"))
     assert findings.errors == []

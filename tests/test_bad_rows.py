@@ -299,8 +299,8 @@ TOKENS = {
         {"tokens": ["a", 1], "tags": ["O", "O"]},
         "tokens: expected a list of texts, found a whole number in it",
     ),
-    "mixed": ({"tokens": ["a", "b"], "tags": ["O", 1]}, "tags: expected a list of names or numbers, found both in one"),
-    "missing": ({"tokens": ["a"], "tags": None}, "tags: missing; expected a list of names or numbers"),
+    "mixed": ({"tokens": ["a", "b"], "tags": ["O", 1]}, "tags: expected a list of names or whole numbers, found both in one"),
+    "missing": ({"tokens": ["a"], "tags": None}, "tags: missing; expected a list of names or whole numbers"),
 }
 
 

@@ -98,12 +98,27 @@ def check_values(recipe: Recipe, findings: Findings) -> None:
         if role == "label" and _regression(recipe, one):
             _numbers(one, findings)
             continue
+        if role == "labels" and role not in one.class_names and _is_multi_hot(one):
+            findings.problems.add(
+                "a 0 or 1 for each label",
+                f"{split}: labels: {one.column('labels')[0]} ({one.where(0)}) has a 0 or 1 for each label; expected a"
+                ' list of the names that apply, such as ["sports", "politics"]',
+            )
+            continue
         if split == "train" and recipe.train is not None and not recipe.model.keep_head:
             _several(one, role, findings)
         if role in one.class_names:
             _in_range(recipe, one, role, findings)
         elif split != "train" and train is not None and role in train.table.column_names:
             _seen(one, role, set(_distinct(train, role)), findings)
+
+
+def _is_multi_hot(one: Rows) -> bool:
+    """Whether the lists hold 0 and 1 alone, and more of them than two labels can give."""
+    if not {str(value) for value in _distinct(one, "labels")} <= {"0", "1"}:
+        return False
+    sizes = pc.min_max(pc.list_value_length(one.table.column("labels"))).as_py()
+    return bool(sizes["max"] > 2 or sizes["min"] == 2)
 
 
 def _role(one: Rows) -> str | None:

@@ -135,7 +135,7 @@ def _plain_labels(values: list[Any]) -> bool:
 def _labels(value: Any) -> Checked:
     if value is None or value is MISSING:
         return "missing label", f"missing; {FILL_IN}", None
-    return _list_of(value, (str, int), "a list of names or numbers")
+    return _list_of(value, (str, int), "a list of names or whole numbers")
 
 
 def _list_of(value: Any, types: tuple[type, ...], expected: str) -> Checked:
@@ -198,7 +198,7 @@ CHECKS: dict[str, Callable[[Any], Checked]] = {
     "label": _label,
     "labels": _labels,
     "tokens": _tokens,
-    "tags": lambda value: _list_of(value, (str, int), "a list of names or numbers"),
+    "tags": lambda value: _list_of(value, (str, int), "a list of names or whole numbers"),
     "is_impossible": _flag,
     "answers": _answers,
     "spans": _spans,
