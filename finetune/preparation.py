@@ -18,6 +18,11 @@ from finetune.tasks.base import Task
 
 __all__ = ["Prepared", "check_evaluation", "commits", "encode", "encode_now", "facts", "inputs", "prepare"]
 
+PROBLEM_WORDS = {
+    "single": "each row has one label",
+    "multi": "each row has a list of labels",
+    "regression": "labels are numbers with a fraction",
+}
 Pretrained = tuple[pretrained.Checkpoint, Any, Any]  # with its config and tokenizer
 
 
@@ -51,6 +56,8 @@ def prepare(recipe: Recipe, events: Events) -> Prepared:
     assert findings is not None
     assert task is not None
     found, config, tokenizer = loaded
+    if recipe.data.problem is None and task.problem in PROBLEM_WORDS:
+        events.message(f"data.problem is left out; {PROBLEM_WORDS[task.problem]}: {task.problem}")
     features = encode(findings.splits, task, tokenizer, events)
     notes = [*findings.notes, *task.survey(findings.splits, features, tokenizer)]
     surveyed = audit.survey(

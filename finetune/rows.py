@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["INPUTS", "KEPT", "Rows", "from_arrow", "take_batches", "to_arrow"]
+__all__ = ["INPUTS", "KEPT", "Rows", "from_arrow", "has_decimal_texts", "infer_problem", "take_batches", "to_arrow"]
 
 INPUTS = ("text", "text_pair", "tokens", "question", "context", "source")  # roles that a model reads
 KEPT = "column:"  # before the name of a column that is no role, kept for `evaluate.slices`
@@ -81,6 +81,29 @@ class Rows:
             return f"{self.source}, row {index}"
         file = self.places.column("file")[index].as_py()
         return f"{self.files[file]} {self.places.column('line')[index].as_py()}"
+
+
+def infer_problem(rows: Rows) -> Literal["single", "multi", "regression"]:
+    """multi where rows hold lists, regression where labels are numbers with a fraction, else single."""
+    if "labels" in rows.table.column_names:
+        return "multi"
+    floating = "label" in rows.table.column_names and pa.types.is_floating(rows.table.schema.field("label").type)
+    return "regression" if floating else "single"
+
+
+def has_decimal_texts(rows: Rows) -> bool:
+    """Whether all labels are texts such as "1.5": names of classes, or the numbers of a regression."""
+    if "label" not in rows.table.column_names:
+        return False
+    return all(isinstance(label, str) and _is_decimal(label) for label in rows.table.column("label").unique().to_pylist())
+
+
+def _is_decimal(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "." in text
 
 
 def take_batches(table: pa.Table, index: np.ndarray) -> Iterator[pa.RecordBatch]:

@@ -103,6 +103,18 @@ def test_labels_of_several_are_compared_one_by_one(tmp_path):
     )
 
 
+def test_numbers_that_come_as_texts_may_be_a_regression(tmp_path):
+    write(tmp_path, "train.csv", "text,label\na,1.5\nb,2.0\n")
+    write(tmp_path, "validation.csv", "text,label\nc,1.7\n")
+    paths = {"train": "train.csv", "validation": "validation.csv"}
+    recipe = make(tmp_path, paths)
+    (error,) = audit.examine(recipe, data.load(recipe)).errors
+    assert error.startswith("validation: label '1.7' is not in train (validation.csv, line 2); ")
+    assert error.endswith("are they numbers? then say data.problem: regression")
+    recipe = make(tmp_path, paths, problem="regression")
+    assert audit.examine(recipe, data.load(recipe)).errors == []
+
+
 @pytest.mark.parametrize("labels", [[[0, 1, 1], [1, 0, 0]], [[0, 1], [1, 0]], [["0", "1", "0"], ["1", "0", "0"]]])
 def test_a_zero_or_one_for_each_label_is_refused(tmp_path, labels):
     write(tmp_path, "train.jsonl", jsonl([{"text": "a", "labels": row} for row in labels]))

@@ -64,6 +64,15 @@ def test_check_on_a_warm_cache_says_the_same_without_a_model_and_its_packages(re
     assert ended.stderr.splitlines()[-1].strip() == ""
 
 
+def test_the_problem_that_labels_say_is_told(recipe):
+    said = []
+    checking.check(load(recipe), Events(message=said.append))
+    assert "data.problem is left out; each row has one label: single" in said
+    said.clear()
+    checking.check(load(recipe, ["data.problem=single"]), Events(message=said.append))
+    assert not any("data.problem" in line for line in said)
+
+
 def test_weights_in_order_are_looked_at_once(recipe, loads):
     first = check(recipe)
     assert parts(check(recipe, "train.epochs=1", "train.seed=3").report)[1:] == parts(first.report)[1:]

@@ -14,18 +14,17 @@ import pyarrow.compute as pc
 from finetune.audit.findings import SHOWN_ROWS, Findings, blocks
 from finetune.data import subset
 from finetune.recipe import Recipe
-from finetune.rows import Rows, to_arrow
+from finetune.rows import Rows, has_decimal_texts, infer_problem, to_arrow
 
 __all__ = ["check_types", "check_values", "leave_out_hidden"]
 
 LABELS = ("label", "labels", "tags", "spans")
+REGRESSION = "such texts are taken for names of classes; are they numbers? then say data.problem: regression"
 HIDDEN = -1  # the number that data sets put where a label is withheld
 
 
 def _regression(recipe: Recipe, one: Rows) -> bool:
-    if recipe.data.problem is not None or "label" not in one.table.column_names:
-        return recipe.data.problem == "regression"
-    return bool(pa.types.is_floating(one.table.schema.field("label").type))
+    return (recipe.data.problem or infer_problem(one)) == "regression"
 
 
 def leave_out_hidden(recipe: Recipe, findings: Findings) -> None:
@@ -110,7 +109,8 @@ def check_values(recipe: Recipe, findings: Findings) -> None:
         if role in one.class_names:
             _in_range(recipe, one, role, findings)
         elif split != "train" and train is not None and role in train.table.column_names:
-            _seen(one, role, set(_distinct(train, role)), findings)
+            numbers = recipe.data.problem is None and has_decimal_texts(train)
+            _seen(one, role, set(_distinct(train, role)), findings, REGRESSION if numbers else "")
 
 
 def _is_multi_hot(one: Rows) -> bool:
@@ -144,13 +144,13 @@ def _rows_with(one: Rows, role: str, value: Any) -> str:
     return f"{'; '.join(places)}{more}"
 
 
-def _seen(one: Rows, role: str, known: set[Any], findings: Findings) -> None:
+def _seen(one: Rows, role: str, known: set[Any], findings: Findings, remedy: str) -> None:
     names = {str(name).lower(): name for name in sorted(known)}
     for value in _distinct(one, role):
         if value in known:
             continue
         near = difflib.get_close_matches(str(value).lower(), names, 1, 0.75)
-        hint = f"did you mean {names[near[0]]!r}?" if near else "add rows with it to train, or leave it out"
+        hint = remedy or (f"did you mean {names[near[0]]!r}?" if near else "add rows with it to train, or leave it out")
         findings.problems.add(
             "labels unseen in train",
             f"{one.split}: label {value!r} is not in train ({_rows_with(one, role, value)}); {hint}",

@@ -24,7 +24,7 @@ from finetune.errors import DataError
 from finetune.features import Features, FeatureWriter, read_features
 from finetune.recipe import Recipe, is_local
 from finetune.recipe.tables import EXTRA_ROLES, ROLE_SETS
-from finetune.rows import KEPT, Rows, take_batches
+from finetune.rows import KEPT, Rows, has_decimal_texts, infer_problem, take_batches
 from finetune.store import cache_folder, entry, key_of
 
 __all__ = ["cache_folder", "collect", "encode", "load", "subset", "task_code"]
@@ -176,7 +176,7 @@ def _cut(recipe: Recipe, train: Rows, ours: str, part: float) -> tuple[Rows, Row
     """Train without a share of its rows, and that share as split `ours`."""
     if len(train) < 2:
         raise DataError(f"data.splits.{ours}: {len(train)} row in train; a share needs at least 2")
-    by_label = "label" in train.table.column_names and not _is_regression(recipe, train)
+    by_label = "label" in train.table.column_names and not _are_numbers(recipe, train)
     stay, cut = splits.share(train, part, by_label)
     how = "stratified by label, " if by_label else ""
     rest = replace(subset(train, stay), source=f"{train.source} without {ours}")
@@ -185,22 +185,11 @@ def _cut(recipe: Recipe, train: Rows, ours: str, part: float) -> tuple[Rows, Row
     )
 
 
-def _is_regression(recipe: Recipe, rows: Rows) -> bool:
-    labels = rows.table.column("label")
+def _are_numbers(recipe: Recipe, rows: Rows) -> bool:
+    """Whether labels are, or may be, numbers: a share then draws from all rows alike."""
     if recipe.data.problem is not None:
         return bool(recipe.data.problem == "regression")
-    if pa.types.is_floating(labels.type):
-        return True
-    distinct = labels.unique().to_pylist()
-    return all(isinstance(label, str) and _is_decimal(label) for label in distinct)
-
-
-def _is_decimal(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return "." in text
+    return infer_problem(rows) == "regression" or has_decimal_texts(rows)
 
 
 def _limit(loaded: dict[str, Rows], ours: str, size: int) -> Rows:

@@ -20,7 +20,7 @@ from finetune.analysis.thresholds import ENOUGH, fit_thresholds
 from finetune.errors import DataError, RecipeError
 from finetune.features import Features
 from finetune.record import Analysis, Interval, SplitResults
-from finetune.rows import Rows
+from finetune.rows import Rows, infer_problem
 from finetune.tasks.base import Batch, Case, Predictions, Task, no_text
 from finetune.tasks.encoding import encode_texts
 
@@ -69,7 +69,7 @@ class SequenceTask(Task):
     @classmethod
     def from_rows(cls, recipe: Recipe, splits: dict[str, Rows], labels: Sequence[str] | None = None) -> Self:
         first = next(iter(splits.values()))
-        problem = recipe.data.problem or _infer_problem(first)
+        problem = recipe.data.problem or infer_problem(first)
         role = "labels" if problem == "multi" else "label"
         if role not in first.table.column_names:
             raise DataError(
@@ -361,16 +361,6 @@ class SequenceTask(Task):
                 " on the validation split, by scaling the head's last layer (not that of an adapter beside it)."
             )
         return said
-
-
-def _infer_problem(rows: Rows) -> Literal["single", "multi", "regression"]:
-    """multi where rows hold lists, regression where labels are numbers with a fraction, else single."""
-    if "labels" in rows.table.column_names:
-        return "multi"
-    import pyarrow as pa
-
-    floating = "label" in rows.table.column_names and pa.types.is_floating(rows.table.schema.field("label").type)
-    return "regression" if floating else "single"
 
 
 def _names_in(rows: Rows, role: str) -> list[str]:
