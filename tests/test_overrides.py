@@ -76,9 +76,19 @@ def test_names_of_labels_may_hold_dots(write):
     assert load(write(WEIGHTS), ["train.class_weights.a.b=7"]).train.class_weights == {"no": 1.0, "a.b": 7.0}
 
 
-def test_a_share_on_top_of_the_default_splits(write):
-    recipe = load(write(SHORT), ["data.splits.validation=0.2"])
-    assert recipe.data.splits == {"train": "train", "validation": 0.2, "test": "test"}
+@pytest.mark.parametrize(
+    ("overrides", "splits"),
+    [
+        (["data.splits.validation=0.2", "data.path=a.csv"], {"train", "validation"}),
+        (["data.path={train: a.csv, test: b.csv}", "data.splits.validation=0.2"], {"train", "validation", "test"}),
+        (["data.path={train: a.csv}", "data.splits.validation=0.2"], {"train", "validation"}),
+        (["data.path=./a/", "data.splits.validation=0.2"], {"train", "validation", "test"}),
+    ],
+)
+def test_default_splits_beside_an_overridden_one_are_those_that_the_path_can_have(write, overrides, splits):
+    recipe = load(write(SHORT), overrides)
+    assert set(recipe.data.splits) == splits
+    assert recipe.data.splits["validation"] == 0.2
 
 
 def test_the_last_override_of_a_key_holds(write):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from finetune.recipe import keys
 from finetune.recipe.blocks import DEFAULT_SPLITS
 from finetune.recipe.messages import found
-from finetune.recipe.types import is_local
+from finetune.recipe.types import LOCAL_SUFFIXES, is_local
 from finetune.recipe.yaml_lines import FORBIDDEN, Document, KeyPath, Problem, dotted, read
 
 __all__ = ["apply"]
 
+SPLITS = ("data", "splits")
 PATHS = (("data", "path"), ("model", "checkpoint"), ("model", "decoder"))
 EXCLUSIVE = ((("train", "epochs"), ("train", "max_steps")), (("train", "batch_size"), ("train", "batch_tokens")))
 
@@ -26,6 +27,7 @@ def apply(document: Document, overrides: Sequence[str]) -> dict[KeyPath, str]:
     is overridden takes the place of the one in the file. The last of several overrides of a key holds.
     """
     origins: dict[KeyPath, str] = {}
+    given = _block(document.value, "data").get("splits") is not None
     for override in overrides:
         key, sign, text = override.partition("=")
         path = _path(key)
@@ -39,7 +41,28 @@ def apply(document: Document, overrides: Sequence[str]) -> dict[KeyPath, str]:
         except ValueError as error:
             origins[override,] = override
             document.problems.append(Problem(None, key, str(error), (override,)))
+    if not given and SPLITS not in origins:
+        _drop_impossible_splits(_block(document.value, "data"), origins)
     return origins
+
+
+def _block(data: dict[Any, Any], name: str) -> dict[Any, Any]:
+    block = data.get(name)
+    return block if isinstance(block, dict) else {}
+
+
+def _drop_impossible_splits(data: dict[Any, Any], origins: dict[KeyPath, str]) -> None:
+    """Of the default splits that stand beside an overridden one, keep those that the path can have."""
+    path = data.get("path")
+    if isinstance(path, str) and path.endswith(LOCAL_SUFFIXES) and "*" not in path:
+        possible: Collection[Any] = ("train",)
+    elif isinstance(path, dict):
+        possible = path
+    else:
+        return
+    for name in DEFAULT_SPLITS:
+        if name not in possible and (*SPLITS, name) not in origins:
+            _block(data, "splits").pop(name, None)
 
 
 def _path(key: str) -> KeyPath:
@@ -122,7 +145,7 @@ def _set(data: dict[Any, Any], path: KeyPath, value: Any) -> None:
         if block.get(part) is None:
             if value is None and known:
                 return
-            block[part] = dict(DEFAULT_SPLITS) if here == ("data", "splits") else {}
+            block[part] = dict(DEFAULT_SPLITS) if here == SPLITS else {}
         block = block[part]
         if not isinstance(block, dict):
             raise ValueError(f"{dotted(here)} is {found(block)} here, not a mapping; set {dotted(here)} as a whole")

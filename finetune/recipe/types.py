@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "LOCAL_SUFFIXES",
     "Block",
     "Count",
     "Expect",
