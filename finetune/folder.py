@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -43,7 +44,7 @@ class RunFolder:
     def open(self) -> None:
         """Create the folder, prove that files can be written and renamed in it, and lock it.
 
-        Raises OutputError when another process holds it or it cannot be written.
+        Raises OutputError when another process holds it or it cannot be written, StorageError when the disk is full.
         """
         self.probe()
         try:
@@ -59,7 +60,7 @@ class RunFolder:
         )
 
     def probe(self) -> None:
-        """Prove that files can be written, synced and renamed here. Raises OutputError."""
+        """Prove that files can be written, synced and renamed here. Raises OutputError, StorageError for a full disk."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".probe-{os.getpid()}"
@@ -67,6 +68,8 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             why = error.strerror or str(error)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageError(f"output: {self.path}: {why}; free some space or choose another output") from error
             raise OutputError(f"output: {self.path} cannot be written ({why}); choose another output") from error
 
     def close(self) -> None:
@@ -82,11 +85,15 @@ class RunFolder:
             return "its holder left no name"
 
     def require_space(self, needed_bytes: int) -> None:
-        """Raises StorageError when the disk has less than `needed_bytes` free."""
-        free = shutil.disk_usage(self.path).free
-        if free < needed_bytes:
+        """Raises StorageError when the disk has less free than `needed_bytes` beyond those that are written already."""
+        try:
+            free = shutil.disk_usage(self.path).free
+            written = sum(_size(folder) for folder in (self.checkpoints, self.export))
+        except OSError:
+            return  # no place to write to, which `probe` says
+        if free + written < needed_bytes:
             raise StorageError(
-                f"output: {self.path} needs about {needed_bytes / 1e9:.1f} GB for checkpoints and the export,"
+                f"output: {self.path} needs about {(needed_bytes - written) / 1e9:.1f} GB for checkpoints and the export,"
                 f" {free / 1e9:.1f} GB are free; free some space or choose another output"
             )
 
@@ -172,6 +179,11 @@ class RunFolder:
         with storage_errors(f"writing {path.name}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder, which need not exist."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def space_needed(parameters: int, trained: int, keep_last: int) -> int:

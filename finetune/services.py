@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune import publish, tracking
 from finetune.carbon import known_country, suggest_countries
-from finetune.card.rules import LICENSES
+from finetune.card.rules import LANGUAGE, LICENSES
 from finetune.errors import FinetuneError, RecipeError
 from finetune.folder import RunFolder
 from finetune.recipe import Recipe
@@ -18,15 +18,17 @@ __all__ = ["check"]
 def check(recipe: Recipe) -> None:
     """Trackers, the country's grid, the Hub, the output folder.
 
-    Raises RecipeError with a line for each problem that says what to do.
+    Raises RecipeError with a line for each problem that says what to do; what `RunFolder.probe` does where that is all.
     """
     found = tracking.preflight(recipe.track) + _carbon(recipe)
     if recipe.hub is not None:
-        found += _licence(recipe)
+        found += _licence(recipe) + _language(recipe)
         found += publish.preflight(recipe.hub.repo_id, recipe.hub.private)
     try:
         RunFolder(Path(recipe.output)).probe()
     except FinetuneError as error:
+        if not found:
+            raise
         found.append(str(error))
     if found:
         raise RecipeError("\n".join(found))
@@ -39,6 +41,16 @@ def _licence(recipe: Recipe) -> list[str]:
     near = difflib.get_close_matches(recipe.card.license, LICENSES, n=1)
     hint = f"; did you mean {near[0]}?" if near else "; `other` is for licences outside its list"
     return [f"card.license: the Hub does not know {recipe.card.license!r}{hint}"]
+
+
+def _language(recipe: Recipe) -> list[str]:
+    """The same for languages."""
+    given = recipe.card.language or []
+    return [
+        f"card.language: the Hub does not know {language!r}; expected an ISO 639 code of two or three letters, such as en"
+        for language in ([given] if isinstance(given, str) else given)
+        if not LANGUAGE.fullmatch(language)
+    ]
 
 
 def _carbon(recipe: Recipe) -> list[str]:

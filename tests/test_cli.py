@@ -121,11 +121,14 @@ def test_check_names_every_problem_of_services(tmp_path, tiny_checkpoint):
     text = "track: {wandb: {mode: online}}\ncarbon: {country: ZZZ}\nhub: {repo_id: me/model}\n"
     path = tiny_run.write_recipe(tmp_path, tiny_checkpoint, text)
     dead = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_x", "HOME": str(tmp_path), "HF_HOME": str(tmp_path)}
-    ended = finetune("check", path, WANDB_API_KEY="", **dead)
+    card = ("card.license=apache", "card.language=[en, english]")
+    ended = finetune("check", path, *card, WANDB_API_KEY="", **dead)
     assert ended.returncode == 2
     assert "track.wandb" in ended.stderr
     assert "carbon.country: CodeCarbon knows no grid of 'ZZZ'" in ended.stderr
     assert "hub.repo_id: me/model cannot be checked" in ended.stderr
+    assert "card.license: the Hub does not know 'apache'" in ended.stderr
+    assert "card.language: the Hub does not know 'english'; expected an ISO 639 code" in ended.stderr
 
 
 def test_predict_reads_and_writes_json_lines(tmp_path):

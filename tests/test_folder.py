@@ -1,11 +1,15 @@
 """The run folder: one holder at a time, files complete or absent, honest errors."""
 
+import errno
 import json
 import os
+import shutil
+from types import SimpleNamespace
 
 import card_facts
 import pytest
 
+from finetune import folder as folder_module
 from finetune.errors import OutputError, StorageError
 from finetune.folder import RunFolder, space_needed
 from finetune.record import RunRecord, SplitResults
@@ -35,6 +39,32 @@ def test_too_little_space_is_said_before_training(tmp_path):
     with pytest.raises(StorageError, match=r"needs about 1000000.0 GB for checkpoints and the export") as caught:
         folder.require_space(10**15)
     assert caught.value.exit_code == 5
+
+
+def test_what_is_written_already_needs_no_more_space(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    step = folder.checkpoints / "step-00000001"
+    for path in (step, folder.export):
+        path.mkdir(parents=True)
+        (path / "model.safetensors").write_bytes(b"12345")
+    folder.require_space(20)
+    with pytest.raises(StorageError):
+        folder.require_space(21)
+
+
+def test_a_place_that_is_no_folder_has_no_space_to_ask_for(tmp_path):
+    (tmp_path / "file").write_text("")
+    RunFolder(tmp_path / "file" / "run").require_space(10**15)
+
+
+def test_a_full_disk_at_the_start_is_a_storage_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder_module, "write_atomic", full)
+    with pytest.raises(StorageError, match="No space left on device; free some space or choose another output"):
+        RunFolder(tmp_path).open()
 
 
 def test_space_is_for_the_export_and_for_one_checkpoint_more_than_is_kept():

@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 from finetune.card.public_names import is_hub_id
 
-__all__ = ["LICENSES", "check_front_matter"]
+__all__ = ["LANGUAGE", "LICENSES", "check_front_matter"]
 
 # Source: the Hub's list of licence ids (docs/hub/repositories-licenses); other SPDX ids are refused at upload.
 LICENSE_IDS = """
