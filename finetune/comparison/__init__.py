@@ -206,7 +206,7 @@ def _verdict(one: Compared, n: int, runs_a: int, runs_b: int) -> str:
     where = f"these {n:,} rows" if runs_a == 1 else f"these {n:,} rows and {runs_a} + {runs_b} runs"
     gap = one.difference
     if one.p is None or gap.value is None:
-        return f"Not distinguishable on {where}: {one.metric} is undefined for one of them."
+        return f"Not distinguishable on {where}: {one.metric} is undefined there, or on other such rows."
     digits = 3 if abs(gap.value) < 10 else 1
     span = "" if gap.low is None else f"95 % interval {gap.low:+.{digits}f} to {gap.high:+.{digits}f}, "
     figures = f"{span}p = {one.p:.2g}, {one.test}"

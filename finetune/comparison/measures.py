@@ -108,7 +108,7 @@ def tested(one: Measure, a: int, b: int, gap: PairedDifference) -> tuple[str, fl
     if one.yes_or_no:
         return "McNemar", mcnemar(one.rows[a][:, 0] > 0, one.rows[b][:, 0] > 0).p
     if one.whole is None:
-        return "bootstrap", gap.p
+        return "bootstrap", None if gap.difference.low is None else gap.p  # no interval: undefined on other rows
     return "randomisation", approximate_randomization(one.rows[a], one.rows[b], one.whole)
 
 

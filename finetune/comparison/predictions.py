@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ __all__ = ["Predicted", "align", "convert", "infer_kind", "read"]
 
 SPLITS = ("test", "validation", "train")
 SHOWN = 5  # ids in a message
+NO_UTF8 = re.compile("[\udc80-\udcff]")  # how a byte that is not UTF-8 is read
 EXAMPLE = '{"id": "7", "gold": "pos", "prediction": "neg"}'
 
 
@@ -82,7 +85,7 @@ def _places(name: str) -> dict[str | None, Path]:
 
 
 def _read(name: str, path: Path, split: str | None) -> Predicted:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = [_row(path, number, line) for number, line in enumerate(file, 1) if line.strip()]
     if not rows:
         raise DataError(f"{path}: no rows")
@@ -96,9 +99,12 @@ def _read(name: str, path: Path, split: str | None) -> Predicted:
 
 
 def _row(path: Path, number: int, line: str) -> tuple[str, Any, Any]:
+    if byte := NO_UTF8.search(line):
+        found = f"byte 0x{ord(byte[0]) - 0xDC00:02x}"
+        raise DataError(f"{path}, line {number}: not UTF-8 ({found}); save the file as UTF-8")
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}, line {number}: not JSON ({error}); expected a line such as {EXAMPLE}") from error
     keys = ("id", "gold", "prediction")
     missing = [key for key in keys if row.get(key) is None] if isinstance(row, dict) else list(keys)
@@ -154,9 +160,20 @@ def convert(model: Predicted, kind: Kind) -> Predicted:
                 f"{model.name}: {what} of row {model.ids[row]} is {str(values[row])[:60]!r}, which is no value of kind"
                 f" {kind}; name the right kind with --kind ({', '.join(NAMES)})"
             ) from error
+    if kind in ("entities", "tags"):
+        _refuse_other_lengths(model)
     if kind == "entities":
         sides = [_iob2(side) for side in sides]
     return replace(model, gold=sides[0], predicted=sides[1])
+
+
+def _refuse_other_lengths(model: Predicted) -> None:
+    for row, gold, predicted in zip(model.ids, model.gold, model.predicted, strict=True):
+        if len(gold) != len(predicted):
+            raise DataError(
+                f"{model.name}: row {row}: {len(gold)} gold tags, {len(predicted)} predicted tags; expected one each per"
+                " token"
+            )
 
 
 def _iob2(rows: list[list[str]]) -> list[list[str]]:
@@ -177,6 +194,13 @@ def _fits(change: Callable[[Any], Any], value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def _one(value: Any) -> str:
@@ -202,7 +226,7 @@ def _answers(value: Any) -> list[str]:
 _CONVERTERS: dict[Kind, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "single": (_one, _one),
     "multi": (_set, _set),
-    "regression": (float, float),
+    "regression": (_number, _number),
     "entities": (_several, _several),
     "tags": (_several, _several),
     "answers": (_answers, _one),

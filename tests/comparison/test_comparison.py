@@ -249,13 +249,43 @@ def test_repeated_ids_are_matched_in_their_order(tmp_path):
         ('{"id": 1, "gold": "x"}', "line 1: no prediction; expected a line such as"),
         ("[1]", "line 1: no id and no gold and no prediction"),
         ("\n", "no rows"),
+        ("[" * 100_000, "line 1: not JSON"),
+        ('{"id": 1, "gold": "x", "prediction": "caf\udce9"}', r"line 1: not UTF-8 \(byte 0xe9\); save the file as UTF-8"),
     ],
 )
 def test_files_that_are_no_predictions(tmp_path, content, message):
     good = write(tmp_path / "a.jsonl", [("1", "x", "x")])
-    (tmp_path / "b.jsonl").write_text(content)
+    (tmp_path / "b.jsonl").write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(DataError, match=message):
         compare(good, str(tmp_path / "b.jsonl"))
+
+
+def test_a_byte_order_mark_is_left_out(tmp_path):
+    good = write(tmp_path / "a.jsonl", [("1", "x", "x"), ("2", "x", "y")])
+    (tmp_path / "b.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes())
+    assert compare(good, str(tmp_path / "b.jsonl")).n == 2
+
+
+@pytest.mark.parametrize("kind", ["tags", "entities"])
+def test_rows_with_another_number_of_tags_are_refused(tmp_path, kind):
+    a = labelled(tmp_path / "a.jsonl", [["O", "O"]], [["O", "O"]])
+    b = labelled(tmp_path / "b.jsonl", [["O", "O"]], [["O"]])
+    with pytest.raises(DataError, match=r"b.jsonl: row r0: 2 gold tags, 1 predicted tags; expected one each per token"):
+        compare(a, b, kind=kind)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "nan"])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
+    a = labelled(tmp_path / "a.jsonl", [1.5, 2.5], [1.0, 2.0])
+    b = labelled(tmp_path / "b.jsonl", [1.5, 2.5], [1.0, value])
+    with pytest.raises(DataError, match=r"b.jsonl: prediction of row r1 is '(nan|inf)', which is no value of kind regr"):
+        compare(a, b, kind="regression")
+
+
+def test_two_rows_of_numbers_have_no_rank_correlation_to_tell_apart(tmp_path):
+    a = labelled(tmp_path / "a.jsonl", [1.5, 2.5], [1.0, 2.0])
+    b = labelled(tmp_path / "b.jsonl", [1.5, 2.5], [2.0, 1.0])
+    assert compare(a, b, metrics=["spearman"]).metrics[0].p is None
 
 
 def test_places_without_predictions(tmp_path):
