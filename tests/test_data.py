@@ -155,6 +155,12 @@ def test_columns_by_number_need_no_line_of_names(tmp_path):
     assert rows.where(0) == "a.tsv, line 1"
 
 
+@pytest.mark.parametrize(("name", "cell"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_a_line_of_just_the_numbers_of_columns_names_them(tmp_path, name, cell):
+    write(tmp_path, name, f"0{cell}1\nfirst{cell}x\n")
+    assert train(tmp_path, f"./{name}", columns={"text": "0", "label": "1"}).column("text") == ["first"]
+
+
 def test_a_dot_reaches_inside_a_column(tmp_path):
     write(tmp_path, "a.jsonl", jsonl([{"translation": {"en": "yes", "fr": "oui"}, "a.b": "x"}]))
     rows = train(tmp_path, "./a.jsonl", "source", columns={"source": "translation.en", "target": "a.b"})

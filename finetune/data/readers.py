@@ -2,8 +2,9 @@
 
 CSV is read as RFC 4180 says (quotes, newlines inside them), every cell as text. TSV has no quoting: a quote is a
 character like any other. Both have a first line with the names of the columns, unless the recipe names columns by
-number. JSON lines are read line by line; a JSON file is read whole: a list of objects, {"data": [objects]}, lists by
-column ({"text": [...], "label": [...]}), or SQuAD (v1 and v2), whose questions become rows.
+number; a first line of just these numbers is one of names all the same. JSON lines are read line by line; a JSON file
+is read whole: a list of objects, {"data": [objects]}, lists by column ({"text": [...], "label": [...]}), or SQuAD (v1
+and v2), whose questions become rows.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def _decode(block: bytes, name: str, line: int) -> str:
 
 
 def read_csv(path: Path, name: str, numbered: bool = False) -> Iterator[Block]:
-    """Rows of cells as text; numbered: no line of names, columns are called "0", "1", …"""
+    """Rows of cells as text; numbered: columns are called "0", "1", … and no line names them, unless just so."""
     before = csv.field_size_limit(CELL_CHARACTERS)
     try:
         yield from _rows(_csv_cells(path, name), name, numbered)
@@ -146,7 +147,7 @@ def _rows(cells: Iterator[tuple[int, list[str] | str]], name: str, numbered: boo
     for line, row in cells:
         if header is None:
             block.columns = header = _header(row, name, line, numbered)
-            if not numbered:
+            if not numbered or row == header:
                 continue
         if isinstance(row, str):
             block.add_bad(line, row)
