@@ -48,8 +48,9 @@ FILES = {
     "wrong separator": (
         "a.csv",
         b"text;label\na;x\n",
-        "expected columns text and label, or text and labels; found text;label",
+        "expected columns text and label, or text and labels; found 'text;label' (separated by ';'? a .csv",
     ),
+    "a blank in a name": ("a.csv", b"text, label\na,x\n", "text and labels; found 'text', ' label'; say in data.columns"),
     "broken json": (
         "a.json",
         b'[{"text": "a",\n "label": }]',
@@ -226,7 +227,7 @@ def test_all_problems_of_all_splits_come_in_one_message(tmp_path):
     assert lines[1] == "  train.csv, line 2: expected 2 cells, found 1"
     assert lines[20] == "  train.csv, line 21: expected 2 cells, found 1"
     assert lines[21] == "  … and 37 more: unreadable row"
-    assert "dev.csv: data.columns.text: no column 'text' (did you mean txt?); the columns are txt, label" in lines[22]
+    assert "dev.csv: data.columns.text: no column 'text' (did you mean txt?); the columns are 'txt', 'label'" in lines[22]
     assert "test.csv, line 2: not UTF-8" in lines[23]
     assert len(lines) == 24
 
@@ -266,10 +267,10 @@ def test_a_wrong_column_is_answered_with_those_that_exist(tmp_path):
     write(tmp_path, "a.jsonl", jsonl([{"sentence": "a", "stars": 1}]))
     message = refusal(tmp_path, "a.jsonl", columns={"text": "sentense", "label": "stars"})
     assert (
-        "data.columns.text: no column 'sentense' (did you mean sentence?); the columns are sentence, stars" in message
+        "data.columns.text: no column 'sentense' (did you mean sentence?); the columns are 'sentence', 'stars'" in message
     )
     message = refusal(tmp_path, "a.jsonl")
-    assert "expected columns text and label, or text and labels; found sentence, stars" in message
+    assert "expected columns text and label, or text and labels; found 'sentence', 'stars'" in message
 
 
 def test_parquet_rows_are_named_by_number(tmp_path):
@@ -281,7 +282,7 @@ def test_parquet_rows_are_named_by_number(tmp_path):
     assert "a.parquet, row 1: text: missing" in message
     assert "a.parquet, row 2: label: missing" in message
     message = refusal(tmp_path, "a.parquet", columns={"text": "text", "label": "gold"})
-    assert "the columns are text, label, more" in message
+    assert "the columns are 'text', 'label', 'more'" in message
 
 
 def test_broken_utf8_in_parquet(tmp_path):

@@ -136,7 +136,7 @@ def test_what_exists_is_named_when_something_does_not(tmp_path):
         load(tmp_path, "plain", columns={"text": "txt", "label": "label"}, splits={"train": "train"})
     assert str(caught.value) == (
         "data: plain train: data.columns.text: no column 'txt' (did you mean text?);"
-        " the columns are text, label, emotions, translation"
+        " the columns are 'text', 'label', 'emotions', 'translation'"
     )
 
 

@@ -55,7 +55,10 @@ def kept_roles(wanted: Iterable[str], available: Iterable[str]) -> dict[str, str
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
+    """Names in quotes, so that blanks show; one name with a separator inside is that of a file with another one."""
+    shown = ", ".join(map(repr, names[:30])) + (", …" if len(names) > 30 else "")
+    separator = next((one for one in (";", "\t", "|", ",") if one in names[0]), "") if len(names) == 1 else ""
+    return f"{shown} (separated by {separator!r}? a .csv has commas, a .tsv tabs)" if separator else shown
 
 
 def _near(column: str, names: list[str]) -> str:
