@@ -247,6 +247,19 @@ def test_a_mix_of_scripts_is_no_oddity(tmp_path):
     assert "other_script" not in dict(kinds(survey(tmp_path, train=mixed)))
 
 
+def test_labels_that_are_written_in_several_ways(tmp_path):
+    train = [row for n, label in enumerate(["pos", "pos ", "neg", "Neg", "other"]) for row in numbered(12, label, n)]
+    found = only(survey(tmp_path, train=train), "label_spellings")
+    assert "'pos' (12) and 'pos ' (12)" in found.text
+    assert "'neg' (12) and 'Neg' (12)" in found.text or "'Neg' (12) and 'neg' (12)" in found.text
+    assert "other" not in found.text
+
+
+def test_notes_are_counted_as_things_to_know(tmp_path):
+    found = survey(tmp_path, train=[row | {"source": "x"} for row in numbered(12, "a")])
+    assert "findings (1 to know)" in wording.report(found)
+
+
 def test_files_of_no_split_are_told(tmp_path):
     for name in ["train.jsonl", "extra.jsonl"]:
         write(tmp_path, f"set/{name}", jsonl(numbered(2, "a") + numbered(2, "b", 2)))

@@ -92,10 +92,21 @@ def label_findings(splits: dict[str, Rows], counts: dict[str, dict[str, int]]) -
         shown = _listed([f"{name} ({count})" for name, count in reversed(known.items()) if name in rare])
         says = f"have a label that train gives less than {RARE} times: {shown}"
         yield finding("rare_labels", train, _rows_with(train, rare), says, remedy="add rows, or merge labels")
+    if alike := _spellings(known):
+        says = f"labels that differ in capitals or in blanks around them only: {_listed(alike)}"
+        yield remark("label_spellings", train, says, "write them alike, or each is a class of its own")
     for split, one in splits.items():
         if unseen := [name for name in known if name not in counts[split]]:
             says = f"{len(unseen)} of the {len(known)} labels of train never come ({_listed(unseen)})"
             yield remark("unscored_labels", one, says, "scores on it say nothing of them", "note")
+
+
+def _spellings(counts: dict[str, int]) -> list[str]:
+    """Labels that are written in several ways, the ways side by side."""
+    ways: dict[str, list[str]] = {}
+    for name, count in counts.items():
+        ways.setdefault(name.strip().casefold(), []).append(f"{name!r} ({count:,})")
+    return [" and ".join(several) for several in ways.values() if len(several) > 1]
 
 
 def _listed(names: list[str]) -> str:

@@ -29,11 +29,10 @@ def report(audit: Audit) -> str:
 
 
 def _counted(audit: Audit) -> str:
-    if not audit.findings:
-        return "nothing odd"
     warnings = sum(finding.level == "warning" for finding in audit.findings)
-    words = [f"{warnings} to act on"] * bool(warnings) + [f"{len(audit.findings) - warnings} to know"]
-    return ", ".join(words)
+    others = len(audit.findings) - warnings + len(audit.notes)
+    words = [f"{warnings} to act on"] * bool(warnings) + [f"{others} to know"] * bool(others)
+    return ", ".join(words) or "nothing odd"
 
 
 def _table(splits: dict[str, SplitAudit]) -> Iterator[str]:
