@@ -253,6 +253,9 @@ def test_a_missing_file_is_named_with_its_neighbours(tmp_path):
 def test_an_unknown_suffix_is_refused_with_those_known(tmp_path):
     write(tmp_path, "a.txt", "a")
     assert "a.txt: unknown suffix; expected one of .csv, .tsv" in refusal(tmp_path, "a.txt")
+    write(tmp_path, "a.csv.gz", "a")
+    assert "a.csv.gz: packed files are not read; unpack it first" in refusal(tmp_path, "a.csv.gz")
+    assert "a.csv.gz: packed files are not read; unpack it first" in refusal(tmp_path, "a.csv.gz", "tokens")
 
 
 def test_files_of_several_kinds_need_a_mapping(tmp_path):

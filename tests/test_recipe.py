@@ -248,7 +248,8 @@ def test_difference_refuses_what_is_no_recipe(write):
     ("path", "local"),
     [
         *[(path, True) for path in ("./x", "../x", "/x", "x/", "data/*", "x.csv", "a/b.jsonl", "a/b/c.conll", ".")],
-        *[(path, False) for path in ("a/b", "bert-base-uncased", "package://a/b.csv", "a/b.txt", "csv")],
+        *[(path, True) for path in ("a/b.txt", "a/b.CSV", "x.csv.gz", "x.zip", "x.xlsx")],
+        *[(path, False) for path in ("a/b", "bert-base-uncased", "package://a/b.csv", "csv")],
     ],
 )
 def test_local_paths_and_hub_ids(path, local):

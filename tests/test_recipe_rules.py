@@ -118,7 +118,7 @@ def changed(text: str, *pairs: tuple[str, str]) -> str:
         (CONTRACT, [("epochs: 3", "max_steps: 9"), ("warmup: 0.06", "warmup: 9")], "9 steps of warm-up in 9 steps"),
         # checkpoints
         (CONTRACT, [("sentence-transformers/all", "a/b/c/all")], "is no Hub id (namespace/name) and no local path"),
-        (CONTRACT, [("sentence-transformers/all", "~/all")], "is no Hub id (namespace/name) and no local path"),
+        (CONTRACT, [("sentence-transformers/all", "~/all")], "model.checkpoint: ~ stands for no folder here"),
         (
             CONTRACT,
             [("sentence-transformers/all", "a--b/all")],
@@ -143,6 +143,8 @@ def changed(text: str, *pairs: tuple[str, str]) -> str:
         (SPAN, [("a/b", "a/b, init: scratch, keep_head: true")], "model.keep_head: there is no head to keep"),
         # data and splits
         (CONTRACT, [("cornell-movie-review-data/rotten_tomatoes", "a b")], "data.path: 'a b' is no Hub id"),
+        (SPAN, [("x.json", "~/x.json")], "data.path: ~ stands for no folder here, found '~/x.json'; write the path in"),
+        (CONTRACT, [("cornell-movie-review-data/rotten_tomatoes", "{train: ~/x.csv}")], "data.path.train: ~ stands for"),
         (LOCAL, [("  splits", "  name: x\n  splits")], "data.name: has no effect on local files"),
         (SPAN, [("x.json", "x.json, revision: v1")], "data.revision: has no effect on local files"),
         (LOCAL, [("dev}", "valid}")], "data.splits.validation: data.path has no split 'valid', only train, dev"),

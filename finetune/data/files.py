@@ -21,6 +21,7 @@ from finetune.data.problems import Problems
 from finetune.data.readers import BLOCK_ROWS, Block, read_csv, read_json, read_jsonl, read_tsv
 from finetune.errors import DataError
 from finetune.recipe import ROLES, Recipe
+from finetune.recipe.types import PACKED_SUFFIXES
 from finetune.store import file_sha256
 
 __all__ = ["SUFFIXES", "File", "find", "left_out"]
@@ -72,7 +73,7 @@ class File:
     @property
     def suffix(self) -> str:
         suffix = self.path.suffix.lower()
-        if self.sentences and (suffix not in SUFFIXES or (suffix == ".tsv" and self.numbered)):
+        if self.sentences and (suffix not in (*SUFFIXES, *PACKED_SUFFIXES) or (suffix == ".tsv" and self.numbered)):
             return ".conll"
         return suffix
 
@@ -92,6 +93,8 @@ class File:
             raise DataError(f"{self.name}: cannot be read: {error.strerror or error}") from error
 
     def read(self, wanted: set[str]) -> Iterator[Block]:
+        if self.suffix in PACKED_SUFFIXES:
+            raise DataError(f"{self.name}: packed files are not read; unpack it first")
         if self.suffix not in SUFFIXES:
             raise DataError(f"{self.name}: unknown suffix; expected one of {', '.join(SUFFIXES)}")
         reader = SUFFIXES[self.suffix]

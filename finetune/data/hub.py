@@ -231,9 +231,10 @@ def _remembered(what: tuple[str | None, ...]) -> _Memo | None:
 def refuse_folder(path: str) -> None:
     """Raises DataError where a folder has the name of the set: `datasets` would silently read the folder instead."""
     if Path(path).exists():
+        what = "folder" if Path(path).is_dir() else "file"
         raise DataError(
-            f"data.path: {path}: expected a set of the Hub, and the working directory has a folder of that name;"
-            f" for the folder write ./{path}, for the set start elsewhere"
+            f"data.path: {path}: expected a set of the Hub, and the working directory has a {what} of that name;"
+            f" for the {what} write ./{path}, for the set start elsewhere"
         )
 
 

@@ -106,6 +106,8 @@ def _is_hub(path: str) -> bool:
 
 
 def _bad_source(path: str, package: bool) -> str | None:
+    if path.startswith("~"):
+        return f"~ stands for no folder here, found {path!r}; write the path in full"
     if path.startswith("package://"):
         inside = PACKAGE.fullmatch(path) and ".." not in path.split("/")
         form = "expected package://<top-level Python package>/<folder in it>"
@@ -148,6 +150,10 @@ def _path(recipe: Recipe) -> Iterator[Finding]:
             yield Finding("data.path", text)
         if not is_local(data.path):
             return
+    else:
+        for split, path in data.path.items():
+            if path.startswith("~") and (text := _bad_source(path, package=False)):
+                yield Finding(f"data.path.{split}", text)
     for key in ("name", "revision"):
         if getattr(data, key) is not None:
             yield Finding(f"data.{key}", "has no effect on local files; remove it", ("data.path",))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "LOCAL_SUFFIXES",
+    "PACKED_SUFFIXES",
     "Block",
     "Count",
     "Expect",
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 LOCAL_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".conll", ".conllu", ".iob", ".bio")
+PACKED_SUFFIXES = (".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".tgz")
+OTHER_SUFFIXES = (".txt", ".xls", ".xlsx", *PACKED_SUFFIXES)  # not read, or only as CoNLL; no Hub id ends so
 
 
 @dataclass(frozen=True)
@@ -65,4 +68,4 @@ def is_local(path: str) -> bool:
     """Whether a path names files here; else it is a Hub id. A package:// path is neither, and not local."""
     if re.match(r"[a-z]+://", path):
         return False
-    return path.startswith((".", "/")) or "*" in path or path.endswith(("/", *LOCAL_SUFFIXES))
+    return path.startswith((".", "/")) or "*" in path or path.lower().endswith(("/", *LOCAL_SUFFIXES, *OTHER_SUFFIXES))
