@@ -239,6 +239,13 @@ def test_difference_when_a_block_is_gone(write):
     }
 
 
+def test_one_place_in_two_spellings_is_no_difference(write, tmp_path):
+    before = load(write(SHORT)).to_yaml()
+    spellings = ["./x.csv", f"../{tmp_path.name}/x.csv", str(tmp_path / "x.csv"), "a/x.csv"]
+    found = [difference(before, load(write(SHORT.replace("x.csv", path)))) for path in spellings]
+    assert [len(one) for one in found] == [0, 0, 0, 1]
+
+
 def test_difference_refuses_what_is_no_recipe(write):
     with pytest.raises(RecipeError, match=r"recipe\.yaml of the run: .*problem"):
         difference("task: nothing\n", load(write(SHORT)))

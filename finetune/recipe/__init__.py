@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable, Collection, Container, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ __all__ = [
 ]
 
 MAX_SHOWN = 50
+PATH_KEYS = ("data.path", "model.checkpoint", "model.decoder", "evaluate.directional")
 MAX_KEY = 120  # characters of a key in a message
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 STAND_INS: dict[KeyPath, Any] = {  # so that the rest of a recipe can be judged where these are missing or wrong
@@ -103,7 +105,8 @@ def difference(
 ) -> list[tuple[str, Any, Any]]:
     """Dotted key, old and new value of every one of the settings that is not the same.
 
-    old_yaml: what `Recipe.to_yaml` gave. Raises RecipeError when it cannot be read as a recipe.
+    old_yaml: what `Recipe.to_yaml` gave, its local paths counted from the folder of `new`. Raises RecipeError when it
+    cannot be read as a recipe.
     """
     document = read(old_yaml.encode())
     recipe, problems = _validate(document) if isinstance(document.value, dict) else (None, [])
@@ -112,7 +115,17 @@ def difference(
         raise RecipeError(_message("recipe.yaml of the run", document, {}))
     old, now = dict(settings(recipe)), dict(settings(new))
     both = sorted({*old, *now})
-    return [(key, old.get(key), now.get(key)) for key in both if old.get(key) != now.get(key)]
+    pairs = [(key, old.get(key), now.get(key)) for key in both if old.get(key) != now.get(key)]
+    return [(key, a, b) for key, a, b in pairs if not (_is_path(key, a) and _is_path(key, b) and _same(new, a, b))]
+
+
+def _is_path(key: str, value: Any) -> bool:
+    return isinstance(value, str) and is_local(value) and key.startswith(PATH_KEYS)
+
+
+def _same(recipe: Recipe, a: str, b: str) -> bool:
+    """Whether two local paths lead to one place."""
+    return os.path.realpath(recipe.locate(a)) == os.path.realpath(recipe.locate(b))
 
 
 def _open(path: Path) -> Document:
