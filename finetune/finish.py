@@ -276,6 +276,7 @@ def push(
     repo_id = repo_id or (recipe.hub.repo_id if recipe.hub is not None else None)
     if repo_id is None:
         raise RecipeError("hub.repo_id: missing; name the repository in the recipe, or with --repo-id NAMESPACE/NAME")
+    publish.check_repo_id(repo_id)
     if private is None:
         private = recipe.hub.private if recipe.hub is not None else True
     write_card(recipe, folder, record, repo_id)

@@ -15,7 +15,7 @@ from hub_server import HubServer
 
 import finetune
 from finetune import publish
-from finetune.errors import PublishError
+from finetune.errors import PublishError, RecipeError
 from finetune.publish import Patience, preflight, push, verify_pushed
 from finetune.tasks.base import Case
 
@@ -409,7 +409,7 @@ def test_an_incomplete_export(hub, export, name):
 
 @pytest.mark.parametrize("repo_id", ["model", "user/", "user/a b", "user/../x", "a/b/c", "user/x."])
 def test_an_id_that_is_none(export, repo_id):
-    with pytest.raises(PublishError, match="expected NAMESPACE/NAME"):
+    with pytest.raises(RecipeError, match="expected NAMESPACE/NAME"):
         push(export, repo_id)
     assert "expected NAMESPACE/NAME" in preflight(repo_id)[0]
 

@@ -151,6 +151,16 @@ def test_evaluating_the_export_gives_the_results_of_the_run(finished):
     assert [path.name for path in (folder / "evaluations").iterdir()]
 
 
+def test_a_repository_that_none_can_be_is_refused_before_anything_is_done(finished, tmp_path):
+    whole, record, _ = finished
+    folder = shutil.copytree(whole, tmp_path / "run")
+    messages = []
+    with pytest.raises(RecipeError, match="hub.repo_id: expected NAMESPACE/NAME, found 'bad'"):
+        run.push(folder, repo_id="bad", events=Events(message=messages.append))
+    assert messages == []
+    assert RunRecord.read(folder / "run.json").status == record.status
+
+
 def test_a_finished_run_says_so_and_trains_nothing(finished):
     folder, record, _ = finished
     messages = []

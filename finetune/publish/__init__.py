@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import fresh
-from finetune.errors import PublishError
+from finetune.errors import PublishError, RecipeError
 from finetune.publish.allowlist import allowed, pattern, redact
 from finetune.publish.verification import VerifyResult, load_remote, read_cases, verify
 from finetune.record import Published
@@ -21,6 +21,7 @@ __all__ = [
     "Patience",
     "VerifyResult",
     "allowed",
+    "check_repo_id",
     "preflight",
     "push",
     "read_cases",
@@ -79,14 +80,24 @@ class Patience:
     total_seconds: float | None = None  # None: 10 minutes, and 1 s for each 200 kB
 
 
+def check_repo_id(repo_id: str) -> None:
+    """Raises RecipeError for an id that no repository can have."""
+    if not _REPO_ID.fullmatch(repo_id):
+        raise RecipeError(
+            f"hub.repo_id: expected NAMESPACE/NAME, found {repo_id!r}; NAMESPACE is your user name or organization"
+        )
+
+
 def preflight(repo_id: str, private: bool = True, *, limit_seconds: float = 30.0) -> list[str]:
     """What would keep a push to `repo_id` from succeeding, each with what to do; empty when nothing is known to.
 
     Looks at the token, its rights, the namespace and, if the repository exists, its visibility. Sends nothing, takes
     `limit_seconds` at most.
     """
-    if not _REPO_ID.fullmatch(repo_id):
-        return [f"hub.repo_id: expected NAMESPACE/NAME, found {repo_id!r}; NAMESPACE is your user name or organization"]
+    try:
+        check_repo_id(repo_id)
+    except RecipeError as error:
+        return [str(error)]
     job = {"do": "preflight", "repo_id": repo_id}
     patience = Patience(request_seconds=8.0, retry_seconds=3.0, wait_seconds=0.5)
     try:
@@ -114,11 +125,11 @@ def push(
     than `private` asks, it is refused. Files there that no export could have are left alone. When nothing differs, no
     commit is made, and the present one is returned. `verified` of the result is False: see verify_pushed.
     modules: names of the inference modules in the export. repeat: the command that does it again, for messages.
-    progress: let bars of huggingface_hub through to stderr. Raises PublishError; the export is never changed.
+    progress: let bars of huggingface_hub through to stderr. Raises PublishError, or RecipeError for an id that none can
+    have; the export is never changed.
     """
     repeat = repeat or f"finetune push {export.parent}"
-    if not _REPO_ID.fullmatch(repo_id):
-        raise PublishError(f"expected NAMESPACE/NAME as the repository's id, found {repo_id!r}; push with --repo-id")
+    check_repo_id(repo_id)
     files = allowed(export, modules)
     names = [path.relative_to(export).as_posix() for path in files]
     if "README.md" not in names or "config.json" not in names:
