@@ -60,7 +60,7 @@ class RunFolder:
         )
 
     def probe(self) -> None:
-        """Prove that files can be written, synced and renamed here. Raises OutputError, StorageError for a full disk."""
+        """Show that files can be written, synced and renamed here. Raises OutputError, StorageError for a full disk."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".probe-{os.getpid()}"
@@ -93,8 +93,8 @@ class RunFolder:
             return  # no place to write to, which `probe` says
         if free + written < needed_bytes:
             raise StorageError(
-                f"output: {self.path} needs about {(needed_bytes - written) / 1e9:.1f} GB for checkpoints and the export,"
-                f" {free / 1e9:.1f} GB are free; free some space or choose another output"
+                f"output: {self.path} needs about {(needed_bytes - written) / 1e9:.1f} GB for checkpoints and the"
+                f" export, {free / 1e9:.1f} GB are free; free some space or choose another output"
             )
 
     def read_record(self) -> RunRecord | None:

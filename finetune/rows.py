@@ -95,7 +95,8 @@ def has_decimal_texts(rows: Rows) -> bool:
     """Whether all labels are texts such as "1.5": names of classes, or the numbers of a regression."""
     if "label" not in rows.table.column_names:
         return False
-    return all(isinstance(label, str) and _is_decimal(label) for label in rows.table.column("label").unique().to_pylist())
+    distinct = rows.table.column("label").unique().to_pylist()
+    return all(isinstance(label, str) and _is_decimal(label) for label in distinct)
 
 
 def _is_decimal(text: str) -> bool:

@@ -47,7 +47,7 @@ def _language(recipe: Recipe) -> list[str]:
     """The same for languages."""
     given = recipe.card.language or []
     return [
-        f"card.language: the Hub does not know {language!r}; expected an ISO 639 code of two or three letters, such as en"
+        f"card.language: the Hub does not know {language!r}; expected an ISO 639 code of 2 or 3 letters, such as en"
         for language in ([given] if isinstance(given, str) else given)
         if not LANGUAGE.fullmatch(language)
     ]

@@ -123,6 +123,12 @@ def test_a_zero_or_one_for_each_label_is_refused(tmp_path, labels):
     assert error.startswith(f"train: labels: {labels[0]} (train.jsonl, line 1) has a 0 or 1 for each label; expected a")
 
 
+def test_a_split_without_any_label_has_the_type_of_the_others(tmp_path):
+    train = [{"text": "a", "labels": [4, 5]}, {"text": "b", "labels": [5]}]
+    found = look(tmp_path, train=train, test=[{"text": "c", "labels": []}]).splits["test"]
+    assert (found.table.schema.field("labels").type, found.column("labels")) == (pa.list_(pa.int64()), [[]])
+
+
 def test_two_labels_may_have_the_names_0_and_1(tmp_path):
     write(tmp_path, "train.jsonl", jsonl([{"text": "a", "labels": row} for row in ([0, 1], [1], [], [0])]))
     recipe = make(tmp_path, {"train": "train.jsonl"})

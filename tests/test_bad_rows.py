@@ -50,12 +50,22 @@ FILES = {
         b"text;label\na;x\n",
         "expected columns text and label, or text and labels; found 'text;label' (separated by ';'? a .csv",
     ),
-    "a blank in a name": ("a.csv", b"text, label\na,x\n", "text and labels; found 'text', ' label'; say in data.columns"),
+    "a blank in a name": (
+        "a.csv",
+        b"text, label\na,x\n",
+        "text and labels; found 'text', ' label'; say in data.columns",
+    ),
     "broken json": (
         "a.json",
         b'[{"text": "a",\n "label": }]',
         "a.json, line 2: not JSON: Expecting value at column 11",
     ),
+    "open text in json": (
+        "a.json",
+        b'[{"text": "a}]',
+        "a.json, line 1: not JSON: Unterminated string starting at column 11",
+    ),
+    "json by column": ("a.json", b'{"data": ["a"], "label": ["x"]}', "text and labels; found 'data', 'label'; say in"),
     "no rows in json": ("a.json", b'{"a": {"text": "b"}}', 'a.json: expected a list of objects, or one under "data"'),
     "not parquet": ("a.parquet", b"text,label\n", "a.parquet: cannot be read as Parquet"),
     "one column of tokens": ("a.conll", b"EU\nrejects\n", "a.conll, line 1: expected a token and a tag"),
@@ -227,7 +237,9 @@ def test_all_problems_of_all_splits_come_in_one_message(tmp_path):
     assert lines[1] == "  train.csv, line 2: expected 2 cells, found 1"
     assert lines[20] == "  train.csv, line 21: expected 2 cells, found 1"
     assert lines[21] == "  … and 37 more: unreadable row"
-    assert "dev.csv: data.columns.text: no column 'text' (did you mean txt?); the columns are 'txt', 'label'" in lines[22]
+    assert (
+        "dev.csv: data.columns.text: no column 'text' (did you mean txt?); the columns are 'txt', 'label'" in lines[22]
+    )
     assert "test.csv, line 2: not UTF-8" in lines[23]
     assert len(lines) == 24
 
@@ -270,7 +282,8 @@ def test_a_wrong_column_is_answered_with_those_that_exist(tmp_path):
     write(tmp_path, "a.jsonl", jsonl([{"sentence": "a", "stars": 1}]))
     message = refusal(tmp_path, "a.jsonl", columns={"text": "sentense", "label": "stars"})
     assert (
-        "data.columns.text: no column 'sentense' (did you mean sentence?); the columns are 'sentence', 'stars'" in message
+        "data.columns.text: no column 'sentense' (did you mean sentence?); the columns are 'sentence', 'stars'"
+        in message
     )
     message = refusal(tmp_path, "a.jsonl")
     assert "expected columns text and label, or text and labels; found 'sentence', 'stars'" in message
@@ -288,6 +301,12 @@ def test_parquet_rows_are_named_by_number(tmp_path):
     assert "the columns are 'text', 'label', 'more'" in message
 
 
+def test_two_columns_of_one_name_in_parquet(tmp_path):
+    columns = [pa.array(["a"]), pa.array(["x"]), pa.array(["y"])]
+    pq.write_table(pa.Table.from_arrays(columns, ["text", "label", "label"]), tmp_path / "a.parquet")
+    assert "a.parquet: column 'label' is there twice; rename one of them" in refusal(tmp_path, "a.parquet")
+
+
 def test_broken_utf8_in_parquet(tmp_path):
     offsets = pa.py_buffer(np.array([0, 1, 2], np.int32).tobytes())
     broken = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"a\xff")])
@@ -303,7 +322,10 @@ TOKENS = {
         {"tokens": ["a", 1], "tags": ["O", "O"]},
         "tokens: expected a list of texts, found a whole number in it",
     ),
-    "mixed": ({"tokens": ["a", "b"], "tags": ["O", 1]}, "tags: expected a list of names or whole numbers, found both in one"),
+    "mixed": (
+        {"tokens": ["a", "b"], "tags": ["O", 1]},
+        "tags: expected a list of names or whole numbers, found both in one",
+    ),
     "missing": ({"tokens": ["a"], "tags": None}, "tags: missing; expected a list of names or whole numbers"),
 }
 

@@ -144,7 +144,11 @@ def changed(text: str, *pairs: tuple[str, str]) -> str:
         # data and splits
         (CONTRACT, [("cornell-movie-review-data/rotten_tomatoes", "a b")], "data.path: 'a b' is no Hub id"),
         (SPAN, [("x.json", "~/x.json")], "data.path: ~ stands for no folder here, found '~/x.json'; write the path in"),
-        (CONTRACT, [("cornell-movie-review-data/rotten_tomatoes", "{train: ~/x.csv}")], "data.path.train: ~ stands for"),
+        (
+            CONTRACT,
+            [("cornell-movie-review-data/rotten_tomatoes", "{train: ~/x.csv}")],
+            "data.path.train: ~ stands for",
+        ),
         (LOCAL, [("  splits", "  name: x\n  splits")], "data.name: has no effect on local files"),
         (SPAN, [("x.json", "x.json, revision: v1")], "data.revision: has no effect on local files"),
         (LOCAL, [("dev}", "valid}")], "data.splits.validation: data.path has no split 'valid', only train, dev"),

@@ -155,7 +155,7 @@ def test_a_repository_that_none_can_be_is_refused_before_anything_is_done(finish
     whole, record, _ = finished
     folder = shutil.copytree(whole, tmp_path / "run")
     messages = []
-    with pytest.raises(RecipeError, match="hub.repo_id: expected NAMESPACE/NAME, found 'bad'"):
+    with pytest.raises(RecipeError, match=r"hub.repo_id: expected NAMESPACE/NAME, found 'bad'"):
         run.push(folder, repo_id="bad", events=Events(message=messages.append))
     assert messages == []
     assert RunRecord.read(folder / "run.json").status == record.status

@@ -61,11 +61,14 @@ def check_types(findings: Findings) -> None:
     for role in LABELS:
         having = {split: one for split, one in findings.splits.items() if role in one.table.column_names}
         found = {split: one.table.schema.field(role).type for split, one in having.items()}
+        if role == "labels" and set(found.values()) == {pa.list_(pa.int64()), pa.list_(pa.string())}:
+            for split, one in having.items():  # lists without a label have the type of texts, for want of another
+                if found[split] == pa.list_(pa.string()) and not _distinct(one, role):
+                    findings.splits[split] = having[split] = _cast(one, role, pa.list_(pa.int64()))
+                    found[split] = pa.list_(pa.int64())
         if set(found.values()) == {pa.int64(), pa.float64()}:
             for split, one in having.items():
-                number = one.table.schema.get_field_index(role)
-                table = one.table.set_column(number, role, one.table.column(role).cast(pa.float64()))
-                findings.splits[split] = replace(one, table=table)
+                findings.splits[split] = _cast(one, role, pa.float64())
         elif len(set(found.values())) > 1:
             words = "; ".join(f"{one.source} has {_type_words(one, role)}" for one in having.values())
             findings.problems.add("mixed types", f"{role}: expected one type in all splits, found {words}")
@@ -75,6 +78,11 @@ def check_types(findings: Findings) -> None:
                 f"{split}: {', '.join(one.class_names.get(role, ['none']))}" for split, one in having.items()
             )
             findings.problems.add("class names", f"{role}: the splits name their classes differently ({words})")
+
+
+def _cast(one: Rows, role: str, kind: pa.DataType) -> Rows:
+    number = one.table.schema.get_field_index(role)
+    return replace(one, table=one.table.set_column(number, role, one.table.column(role).cast(kind)))
 
 
 def _type_words(one: Rows, role: str) -> str:

@@ -20,8 +20,9 @@ __all__ = ["survey"]
 
 IMPORTANT = (  # what misleads most comes first
     *("leakage", "near_leakage", "shared_contexts", "conflicts", "truncated", "absent_labels"),
-    *("label_spellings", "rare_labels", "label_shift", "value_shift", "script_shift", "unscored_labels", "duplicates", "near_duplicates"),
-    *("poor_slices", "overlap", "near_overlap", "one_character", "other_script", "length_shift"),
+    *("label_spellings", "rare_labels", "label_shift", "value_shift", "script_shift", "unscored_labels"),
+    *("duplicates", "near_duplicates", "poor_slices", "overlap", "near_overlap", "one_character"),
+    *("other_script", "length_shift"),
 )
 LEVELS = ("warning", "note")
 MUCH_TRUNCATED = 0.1  # of the rows of a split

@@ -171,8 +171,8 @@ def _refuse_other_lengths(model: Predicted) -> None:
     for row, gold, predicted in zip(model.ids, model.gold, model.predicted, strict=True):
         if len(gold) != len(predicted):
             raise DataError(
-                f"{model.name}: row {row}: {len(gold)} gold tags, {len(predicted)} predicted tags; expected one each per"
-                " token"
+                f"{model.name}: row {row}: {len(gold)} gold tags, {len(predicted)} predicted tags; expected one each"
+                " per token"
             )
 
 

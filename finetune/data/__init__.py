@@ -101,7 +101,9 @@ def _requested(recipe: Recipe, given: _Local | HubSet) -> tuple[dict[str, str], 
     exist = f"{given.title} has {', '.join(given.names)}"
     if missing and asked:
         lines = "; ".join(f"data.splits.{ours}: no split {theirs!r}" for ours, theirs in missing.items())
-        raise DataError(f"{lines}; {exist}; name one of those, or leave the split out with data.splits.{next(iter(missing))}=null")
+        raise DataError(
+            f"{lines}; {exist}; name one of those, or leave the split out with data.splits.{next(iter(missing))}=null"
+        )
     wanted = {ours: theirs for ours, theirs in wanted.items() if ours not in missing}
     if not wanted:
         raise DataError(f"data.splits: none of {', '.join(missing.values())} exists; {exist}; name what to use")

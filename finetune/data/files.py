@@ -32,6 +32,8 @@ def read_parquet(path: Path, name: str, wanted: set[str] | None = None) -> Itera
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
+            if twice := sorted({column for column in names if names.count(column) > 1}):
+                raise DataError(f"{name}: column {', '.join(map(repr, twice))} is there twice; rename one of them")
             columns = [column for column in names if wanted is None or column in wanted] or names[:1]
             first = 0
             for batch in file.iter_batches(BLOCK_ROWS, columns=columns):

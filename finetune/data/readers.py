@@ -214,7 +214,7 @@ def _add_json(block: Block, number: int, line: str) -> None:
         # The scanner's word for "no value at this place".
         block.add_bad(number, f"not JSON: expected a value at column {int(error.value) + 1}")
     except json.JSONDecodeError as error:
-        block.add_bad(number, f"not JSON: {error.msg} at column {error.colno}")
+        block.add_bad(number, f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except (ValueError, RecursionError) as error:
         block.add_bad(number, f"not JSON: {error}")
     else:
@@ -238,7 +238,9 @@ def read_json(path: Path, name: str) -> Iterator[Block]:
         if error.msg == "Extra data":  # a second value: the file has one on each line
             yield from _counted(read_jsonl(path, name))
             return
-        raise DataError(f"{name}, line {error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
+        raise DataError(
+            f"{name}, line {error.lineno}: not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: not JSON: {error}") from None
     rows = _list(value)
@@ -265,8 +267,8 @@ def _counted(blocks: Iterator[Block]) -> Iterator[Block]:
 def _list(value: Any) -> list[Any] | None:
     if isinstance(value, list):
         return value
-    if isinstance(value, dict) and isinstance(value.get("data"), list):
-        return list(value["data"])
+    if isinstance(value, dict) and isinstance(rows := value.get("data"), list) and (not rows or type(rows[0]) is dict):
+        return rows
     if not isinstance(value, dict) or any(isinstance(item, dict) for item in value.values()):
         return None
     if not all(isinstance(item, list) for item in value.values()):

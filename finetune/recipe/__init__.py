@@ -116,15 +116,13 @@ def difference(
     old, now = dict(settings(recipe)), dict(settings(new))
     both = sorted({*old, *now})
     pairs = [(key, old.get(key), now.get(key)) for key in both if old.get(key) != now.get(key)]
-    return [(key, a, b) for key, a, b in pairs if not (_is_path(key, a) and _is_path(key, b) and _same(new, a, b))]
+    return [(key, a, b) for key, a, b in pairs if not (key.startswith(PATH_KEYS) and _one_place(new, a, b))]
 
 
-def _is_path(key: str, value: Any) -> bool:
-    return isinstance(value, str) and is_local(value) and key.startswith(PATH_KEYS)
-
-
-def _same(recipe: Recipe, a: str, b: str) -> bool:
-    """Whether two local paths lead to one place."""
+def _one_place(recipe: Recipe, a: Any, b: Any) -> bool:
+    """Whether both are local paths, and lead to the same place."""
+    if not (isinstance(a, str) and isinstance(b, str) and is_local(a) and is_local(b)):
+        return False
     return os.path.realpath(recipe.locate(a)) == os.path.realpath(recipe.locate(b))
 
 

@@ -250,7 +250,10 @@ def test_repeated_ids_are_matched_in_their_order(tmp_path):
         ("[1]", "line 1: no id and no gold and no prediction"),
         ("\n", "no rows"),
         ("[" * 100_000, "line 1: not JSON"),
-        ('{"id": 1, "gold": "x", "prediction": "caf\udce9"}', r"line 1: not UTF-8 \(byte 0xe9\); save the file as UTF-8"),
+        (
+            '{"id": 1, "gold": "x", "prediction": "caf\udce9"}',
+            r"line 1: not UTF-8 \(byte 0xe9\); save the file as UTF-8",
+        ),
     ],
 )
 def test_files_that_are_no_predictions(tmp_path, content, message):
@@ -278,7 +281,9 @@ def test_rows_with_another_number_of_tags_are_refused(tmp_path, kind):
 def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
     a = labelled(tmp_path / "a.jsonl", [1.5, 2.5], [1.0, 2.0])
     b = labelled(tmp_path / "b.jsonl", [1.5, 2.5], [1.0, value])
-    with pytest.raises(DataError, match=r"b.jsonl: prediction of row r1 is '(nan|inf)', which is no value of kind regr"):
+    with pytest.raises(
+        DataError, match=r"b.jsonl: prediction of row r1 is '(nan|inf)', which is no value of kind regr"
+    ):
         compare(a, b, kind="regression")
 
 
