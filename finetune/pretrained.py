@@ -261,8 +261,11 @@ def _own_tokenizer(checkpoint: Checkpoint, config: Any) -> Any:
             checkpoint.folder, trust_remote_code=False, local_files_only=True
         )
     except (ValueError, KeyError, OSError, ImportError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        missing = isinstance(error, ImportError) and "sentencepiece" in str(error).lower()
+        hint = "; install it: pip install sentencepiece" if missing else ""
         raise ModelError(
-            f"model.checkpoint: {checkpoint.name} has no tokenizer that loads ({str(error).splitlines()[0]})"
+            f"model.checkpoint: {checkpoint.name} has no tokenizer that loads ({lines[0]}){hint}"
         ) from error
     rows = getattr(config.get_text_config(), "vocab_size", None)
     largest = max(tokenizer.get_vocab().values(), default=0)

@@ -363,3 +363,16 @@ class TestPretrained:
         words.save_pretrained(folder)
         found = pretrained.load_tokenizer(Checkpoint("x", folder), tiny_run.config())
         assert found.pad_token == "[SEP]"
+
+
+def test_a_tokenizer_that_needs_sentencepiece_says_how_to_install_it(tmp_path, monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("\nMarianTokenizer requires the SentencePiece library but it was not found.\nSee ...")
+
+    monkeypatch.setattr(pretrained.transformers.AutoTokenizer, "from_pretrained", missing)
+    with pytest.raises(ModelError) as caught:
+        pretrained.load_tokenizer(Checkpoint("x", tmp_path), tiny_run.config())
+    assert str(caught.value) == (
+        "model.checkpoint: x has no tokenizer that loads (MarianTokenizer requires the SentencePiece library but it was"
+        " not found.); install it: pip install sentencepiece"
+    )
