@@ -60,7 +60,7 @@ class Confusion(Part):
 
     labels: list[str]
     counts: list[list[int]]
-    merged: int = 0  # rare labels that are counted together as the last one
+    merged: int = 0  # labels with the fewest mistakes that are counted together as the last one
 
 
 class Slice(Part):
