@@ -101,7 +101,7 @@ def files(name: str, revision: str | None = None, resolve: Callable[[str], Path]
         return _package_folder(name), None
     folder = Path(resolve(name))
     known = ("config.json", "adapter_config.json", "export/config.json")
-    if is_local(name) or any((folder / name).is_file() for name in known):
+    if is_local(name) or any((folder / file).is_file() for file in known):
         return folder, None
     return _download(name, revision)
 

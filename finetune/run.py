@@ -68,6 +68,7 @@ def train(recipe: Recipe, resume: Literal["auto", "never"] = "auto", events: Eve
 
 
 def _start(recipe: Recipe, folder: RunFolder, resume: str, events: Events, stop: StopFlag) -> RunRecord:
+    """`train` within its handlers of signals; until there is a run to save, a stop ends it at once."""
     record = RunRecord()
     with stop.at_once():
         state = _join_processes()
