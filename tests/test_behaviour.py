@@ -95,7 +95,7 @@ def test_columns_are_scored_apart_unless_each_row_has_a_value_of_its_own(tmp_pat
 
 def test_a_column_that_does_not_exist_is_named_with_those_that_do(tmp_path, checkpoint):
     with pytest.raises(
-        DataError, match=r"evaluate.slices: no column 'sorce' \(did you mean source\?\).*label, source"
+        DataError, match=r"evaluate.slices: no column 'sorce' \(did you mean source\?\).*'label', 'source'"
     ) as e:
         analysis(tmp_path, checkpoint, "slices: [sorce]")
     assert e.value.exit_code == 2
