@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import re
 import time
 from pathlib import Path
@@ -42,6 +43,7 @@ from finetune.tasks.base import Predictions, Task
 __all__ = ["evaluate"]
 
 PREFERRED = ("test", "validation", "train")
+LONGEST_NAME = 80  # characters of a checkpoint in the name of a folder
 
 
 def evaluate(
@@ -268,8 +270,10 @@ def _median(seconds: list[float]) -> float | None:
 
 def _folder(recipe: Recipe, checkpoint: str) -> RunFolder:
     """Where an evaluation of this checkpoint is written."""
-    short = re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint).strip("-.")[-80:] or "checkpoint"
-    return RunFolder(Path(recipe.output) / "evaluations" / short)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint).strip("-.") or "checkpoint"
+    if len(name) > LONGEST_NAME:  # others may end alike
+        name = f"{hashlib.sha256(checkpoint.encode()).hexdigest()[:8]}-{name[-LONGEST_NAME:]}"
+    return RunFolder(Path(recipe.output) / "evaluations" / name)
 
 
 def _write(

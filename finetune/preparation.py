@@ -57,7 +57,7 @@ def prepare(recipe: Recipe, events: Events) -> Prepared:
     assert task is not None
     found, config, tokenizer = loaded
     if recipe.data.problem is None and task.problem in PROBLEM_WORDS:
-        events.message(f"data.problem is left out; {PROBLEM_WORDS[task.problem]}: {task.problem}")
+        events.message(f"data.problem: {task.problem}, since {PROBLEM_WORDS[task.problem]}")
     features = encode(findings.splits, task, tokenizer, events)
     notes = [*findings.notes, *task.survey(findings.splits, features, tokenizer)]
     surveyed = audit.survey(

@@ -261,6 +261,14 @@ def test_what_it_cannot_use_or_write_is_told_before_the_model_runs(tmp_path, cla
             finetune.pipeline(export)
 
 
+def test_long_names_that_end_alike_have_a_folder_each(tmp_path, classifier, rows):
+    path = recipe(tmp_path, rows)
+    named = relabel(classifier, tmp_path / "named", list(GOLD))
+    for name in "ab":
+        evaluate(path, shutil.copytree(named, tmp_path / name / ("long" * 20)))
+    assert len(list((tmp_path / "out" / "evaluations").iterdir())) == 2
+
+
 def test_labels_of_a_head_without_any_cannot_be_renamed(tmp_path):
     folder = seq2seq_material.save_family(tmp_path / "t5", "t5")
     path = seq2seq_material.write_recipe(tmp_path, folder, rows=(4, 4, 6))

@@ -67,7 +67,7 @@ def test_check_on_a_warm_cache_says_the_same_without_a_model_and_its_packages(re
 def test_the_problem_that_labels_say_is_told(recipe):
     said = []
     checking.check(load(recipe), Events(message=said.append))
-    assert "data.problem is left out; each row has one label: single" in said
+    assert "data.problem: single, since each row has one label" in said
     said.clear()
     checking.check(load(recipe, ["data.problem=single"]), Events(message=said.append))
     assert not any("data.problem" in line for line in said)
