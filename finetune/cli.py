@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
@@ -216,24 +216,18 @@ def _reader(path: str) -> TextIO:
 @contextmanager
 def _writing(path: str) -> Iterator[Callable[[str], None]]:
     """A function that writes to a file, which is whole in the end, or as it was: it may be the input."""
+    from finetune.record import whole_file
+
     target = Path(path).resolve()
     special = target.exists() and not target.is_file()  # /dev/null, a pipe
-    temporary = target if special else target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        file = open(temporary, "w", encoding="utf-8")  # noqa: SIM115  (closed below, before it is renamed)
-    except OSError as error:
-        raise RecipeError(f"--output: {path} cannot be written ({error.strerror}); name another file") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            opened = open(target, "w", encoding="utf-8") if special else whole_file(target)  # noqa: SIM115  (the stack)
+            file = stack.enter_context(opened)
+        except OSError as error:
+            raise RecipeError(f"--output: {path} cannot be written ({error.strerror}); name another file") from error
         yield lambda text: _on_disk(path, lambda: file.write(text))
-        _on_disk(path, file.close)
-        if not special:
-            temporary.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            file.close()
-        if not special:
-            temporary.unlink(missing_ok=True)
-        raise
+        _on_disk(path, stack.close)
 
 
 def _on_disk(path: str, step: Callable[[], object]) -> None:

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +124,7 @@ class RunFolder:
 
     def _refuse_another(self, recipe: Recipe, status: str) -> None:
         """Raises OutputError when the run here was begun with another recipe."""
-        if not self.recipe.is_file():
-            return
-        changed = difference(self.recipe.read_text(encoding="utf-8"), recipe.moved_to(self.path))
+        changed = self._difference(recipe, Recipe.decisive)
         lines = [f"  {key}: was {old!r}, is {new!r}" for key, old, new in changed if old is not None or key not in PINS]
         if lines:
             raise OutputError(
@@ -137,11 +135,15 @@ class RunFolder:
 
     def changed(self, recipe: Recipe) -> list[str]:
         """Keys that decide no number of a run and have another value in this recipe than in that of the run here."""
+        return [key for key, _, _ in self._difference(recipe, Recipe.harmless) if key != "output"]
+
+    def _difference(
+        self, recipe: Recipe, settings: Callable[[Recipe], list[tuple[str, Any]]]
+    ) -> list[tuple[str, Any, Any]]:
+        """Key, value here and value in `recipe` of each setting that differs from that of the run here, if any."""
         if not self.recipe.is_file():
             return []
-        earlier = self.recipe.read_text(encoding="utf-8")
-        found = difference(earlier, recipe.moved_to(self.path), Recipe.harmless)
-        return [key for key, _, _ in found if key != "output"]
+        return difference(self.recipe.read_text(encoding="utf-8"), recipe.moved_to(self.path), settings)
 
     def write_record(self, record: RunRecord) -> None:
         """Raises StorageError."""

@@ -28,7 +28,6 @@ __all__ = ["TriedOut", "probes", "try_out"]
 
 TEXTS = ("", "Привет, мир! 你好，世界。 שלום עולם", "word " * 2000)  # they often break a model, or its pipeline
 PADDING_ERROR = 0.05  # of the largest logit: above what a kernel's rounding does, below attention to the padding
-TOKENS = 3  # generated for a text: enough for the first one, and for those with a cache
 CODE = ("decoder.py", "lora.py", "model.py", "pretrained.py", "seen_vocabulary.py", "tryout.py")
 
 
@@ -121,16 +120,10 @@ def _run(ready: Prepared, net: Any) -> None:
                 f" padding beside it: a logit of {float(one.abs().max()):.3g} moves by {error:.2g}; expected a model"
                 " whose attention mask leaves padding out; choose a checkpoint of another architecture"
             )
-    if ready.recipe.evaluate.generation is not None:
-        _respond(ready, net, features, order[[1, -1]])
-
-
-def _respond(ready: Prepared, net: Any, features: Features, index: np.ndarray) -> None:
-    """Generate the first tokens for a batch, as in evaluation."""
-    batch = ready.task.collate(features, index, ready.tokenizer)
+    batch = ready.task.collate(features, order[[1, -1]], ready.tokenizer)
     remedy = "look at evaluate.generation, and at the generation_config.json of the checkpoint"
     with _its_own_code(ready, net, "cannot answer", remedy):
-        ready.task.respond(net, batch, longest=TOKENS)
+        ready.task.begin(net, batch)
 
 
 @contextmanager

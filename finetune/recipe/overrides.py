@@ -54,7 +54,7 @@ def _block(data: dict[Any, Any], name: str) -> dict[Any, Any]:
 def _drop_impossible_splits(data: dict[Any, Any], origins: dict[KeyPath, str]) -> None:
     """Of the default splits that stand beside an overridden one, keep those that the path can have."""
     path = data.get("path")
-    if isinstance(path, str) and path.endswith(LOCAL_SUFFIXES) and "*" not in path:
+    if isinstance(path, str) and path.lower().endswith(LOCAL_SUFFIXES) and "*" not in path:
         possible: Collection[Any] = ("train",)
     elif isinstance(path, dict):
         possible = path

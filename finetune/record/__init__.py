@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from pydantic import Field, ValidationError, model_serializer, model_validator
 
@@ -37,6 +39,7 @@ __all__ = [
     "SplitResults",
     "Tracker",
     "Training",
+    "whole_file",
     "write_atomic",
 ]
 
@@ -335,10 +338,17 @@ def _writer(found: Any) -> str:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write UTF-8 text by temporary file, fsync and rename. Raises OSError."""
+    with whole_file(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 file that is there, under its name, once the block has ended well. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -152,19 +152,13 @@ class Task(ABC):
     def predict(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Run the model; what `decode` needs of it, reduced on the device. Each tensor has the batch axis first."""
 
-    def respond(
-        self,
-        model: torch.nn.Module,
-        batch: Batch,
-        on_token: Callable[[], None] | None = None,
-        longest: int | None = None,
-    ) -> None:
-        """Answer one batch as a caller waits for it; `on_token` is called after each token that is generated.
-
-        longest: tokens that are generated at most; None: as the recipe says.
-        """
-        del on_token, longest
+    def respond(self, model: torch.nn.Module, batch: Batch, on_token: Callable[[], None] | None = None) -> None:
+        """Answer one batch as a caller waits for it; `on_token` is called after each token that is generated."""
+        del on_token
         self.predict(model, batch)
+
+    def begin(self, model: torch.nn.Module, batch: Batch) -> None:  # noqa: B027  (most answers are one forward pass)
+        """Generate the first tokens of the answers to a batch, where answers are generated."""
 
     def predict_case(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """As `predict`, for the cases of `verify`: the same each time it is called."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Seq2SeqTask"]
 
 SAMPLE = 200  # targets passed through the tokenizer to see what it keeps of them
+BEGINNING = 3  # tokens: the first one, and those that come with a cache
 IGNORED = -100  # the label of padding, as transformers and torch write it
 CLASSES = {
     "summarization": "SummarizationPipeline",
@@ -178,21 +179,17 @@ class Seq2SeqTask(Task):
         tokens = decoding.generate(model, batch.inputs, **self._certain())
         return {"loss": self._row_losses(model, batch), "tokens": tokens}
 
-    def respond(
-        self,
-        model: torch.nn.Module,
-        batch: Batch,
-        on_token: Callable[[], None] | None = None,
-        longest: int | None = None,
-    ) -> None:
+    def respond(self, model: torch.nn.Module, batch: Batch, on_token: Callable[[], None] | None = None) -> None:
         if self.settings.loss_only:
             self.predict(model, batch)
             return
         self._instruct(model)
-        arguments: dict[str, Any] = decoding.heard(on_token) if on_token else {}
-        if longest is not None:
-            arguments["max_new_tokens"] = longest
-        decoding.generate(model, batch.inputs, **arguments)
+        decoding.generate(model, batch.inputs, **(decoding.heard(on_token) if on_token else {}))
+
+    def begin(self, model: torch.nn.Module, batch: Batch) -> None:
+        if not self.settings.loss_only:
+            self._instruct(model)
+            decoding.generate(model, batch.inputs, max_new_tokens=BEGINNING)
 
     def _certain(self) -> dict[str, Any]:
         """What makes an output repeatable."""
