@@ -21,6 +21,7 @@ from finetune.recipe import Recipe
 from finetune.record import ExportedFile, HeadSwap, Names
 from finetune.store import content_sha256
 from finetune.tasks.base import Task, refuse_placeholder_names
+from finetune.tasks.encoding import bare
 
 __all__ = [
     "Loaded",
@@ -292,6 +293,8 @@ def export(model: Any, tokenizer: Any, task: Task, folder: Path, *, base: str | 
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.model_max_length = task.max_length
+        if tokenizer.is_fast:
+            bare(tokenizer)  # its file would say how it was called last
         tokenizer.save_pretrained(folder)
     _clean_json(
         folder / "tokenizer_config.json", drop=("name_or_path", "tokenizer_file", "local_files_only", "is_local")

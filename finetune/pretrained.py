@@ -17,6 +17,7 @@ from finetune.errors import ModelError
 from finetune.recipe import Recipe, is_local
 from finetune.store import content_sha256, file_sha256
 from finetune.tasks.base import Task
+from finetune.tasks.encoding import bare
 
 __all__ = [
     "Checkpoint",
@@ -290,7 +291,7 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     """A hash of everything that decides how text becomes ids: the key of the encoding cache."""
     digest = hashlib.sha256(transformers.__version__.encode())
     if tokenizer.is_fast:
-        digest.update(tokenizer.backend_tokenizer.to_str().encode())
+        digest.update(bare(tokenizer).to_str().encode())
     else:
         digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
     digest.update(repr((type(tokenizer).__name__, tokenizer.model_input_names, tokenizer.all_special_tokens)).encode())

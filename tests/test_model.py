@@ -173,6 +173,22 @@ def test_export_is_what_a_reader_needs_and_nothing_of_this_machine(tmp_path, tin
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in target.iterdir())
 
 
+def test_an_export_does_not_show_how_its_tokenizer_was_called_last(tmp_path, tiny_checkpoint):
+    ready = prepared(tmp_path, tiny_checkpoint)
+    net = loaded(ready).model
+    for name, kwargs in (("a", {}), ("b", {"padding": "max_length", "truncation": True, "max_length": 9})):
+        ready.tokenizer("good film", **kwargs)
+        model.export(net, ready.tokenizer, ready.task, tmp_path / name, base=None)
+    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()
+
+
+def test_rows_are_encoded_once_whatever_a_tokenizer_was_called_with(tmp_path, tiny_checkpoint):
+    tokenizer = prepared(tmp_path, tiny_checkpoint).tokenizer
+    key = pretrained.tokenizer_sha256(tokenizer)
+    tokenizer("good film", padding="max_length", truncation=True, max_length=9)
+    assert pretrained.tokenizer_sha256(tokenizer) == key
+
+
 def test_placeholder_label_names_are_refused(tmp_path, tiny_checkpoint):
     path = tiny_run.write_recipe(tmp_path, tiny_checkpoint)
     for split in ("train", "validation", "test"):

@@ -93,9 +93,7 @@ class Pieces:
 
 def read(tokenizer: Any, questions: Sequence[str], contexts: Sequence[str], settings: Settings) -> list[Pieces]:
     """Tokenize k questions and contexts, equal contexts once. The tokenizer must be a fast one."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
+    backend = _bare(tokenizer)
     limit = longest_question(tokenizer, settings)
     asked = backend.encode_batch_fast([question.strip() for question in questions], add_special_tokens=False)
     numbers = {text: number for number, text in enumerate(dict.fromkeys(contexts))}
@@ -104,6 +102,14 @@ def read(tokenizer: Any, questions: Sequence[str], contexts: Sequence[str], sett
         Pieces(np.array(one.ids[:limit], np.int32), *found[numbers[text]], len(one.ids) > limit)
         for one, text in zip(asked, contexts, strict=True)
     ]
+
+
+def _bare(tokenizer: Any) -> Any:
+    """The tokenizer's backend, which neither pads nor cuts."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def longest_question(tokenizer: Any, settings: Settings) -> int:
@@ -151,7 +157,7 @@ class _Frame:
 
 def _frame(tokenizer: Any) -> _Frame:
     """Read off one encoded pair of words."""
-    found = tokenizer.backend_tokenizer.encode("a", "a")
+    found = _bare(tokenizer).encode("a", "a")
     ids, types, parts = found.ids, found.type_ids, found.sequence_ids
     question, context = parts.index(0), parts.index(1)
     between, after = len(parts) - parts[::-1].index(0), len(parts) - parts[::-1].index(1)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from finetune.features import Features
-from finetune.tasks.encoding import frame
+from finetune.tasks.encoding import bare, frame
 from finetune.tasks.windows import cover
 
 __all__ = [
@@ -56,9 +56,7 @@ class Pieces:
 
 def read(tokenizer: Any, texts: Sequence[str]) -> list[Pieces]:
     """The pieces of each text, special ones left out, neither cut nor padded."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
+    backend = bare(tokenizer)
     marked = bool(getattr(backend.model, "continuing_subword_prefix", None))
     found = []
     for text, encoding in zip(texts, backend.encode_batch(list(texts)), strict=True):

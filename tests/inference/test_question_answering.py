@@ -345,6 +345,16 @@ def test_an_argument_it_does_not_know_is_refused(pipe):
         pipe(EXAMPLE, trunaction=True)
 
 
+def test_a_tokenizer_that_pads_and_cuts_is_read_as_one_that_does_not(pipe):
+    tokenizer = span_material.wordpiece()
+    tokenizer.backend_tokenizer.enable_padding(length=60)
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    other = qa.QuestionAnsweringPipeline(
+        model=span_material.model(), tokenizer=tokenizer, task="question-answering", device="cpu"
+    )
+    assert other(EXAMPLE, max_seq_len=20) == pipe(EXAMPLE, max_seq_len=20)
+
+
 def test_a_very_long_context_needs_no_more_than_its_windows(pipe):
     context = "anna lives in paris . " * 5000 + "dora works in quito ."
     held = []
