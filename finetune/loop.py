@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from finetune import batching, optim, unpadded
+from finetune import batching, masking, optim, unpadded
 from finetune.batching import Plan
 from finetune.checkpoint import Progress, Snapshot
 from finetune.embedding_gradient import RowGradients
@@ -246,8 +246,9 @@ def _micro_loss(run: Fit, index: np.ndarray) -> torch.Tensor:
     batch = run.task.collate(run.features, index, run.tokenizer)
     if run.unpadded:
         batch = Batch(unpadded.pack(batch.inputs), batch.targets)
-    batch = batch.to(run.accelerator.device)
-    return run.task.loss(run.model(**batch.inputs), batch)
+    with masking.seen(batch.inputs):
+        batch = batch.to(run.accelerator.device)
+        return run.task.loss(run.model(**batch.inputs), batch)
 
 
 def _seed(seed: int, step: int, micro: int, rank: int) -> None:
@@ -503,8 +504,9 @@ def _outputs(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     done, total = 0, sum(map(len, batches))
     for index in batches:
-        with torch.inference_mode():
-            outputs = (predict or task.predict)(model, task.collate(features, index, tokenizer).to(device))
+        batch = task.collate(features, index, tokenizer)
+        with torch.inference_mode(), masking.seen(batch.inputs):
+            outputs = (predict or task.predict)(model, batch.to(device))
         found = {name: value.cpu().numpy() for name, value in outputs.items()}
         done += len(index)
         if on_batch is not None:

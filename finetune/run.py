@@ -33,6 +33,7 @@ from finetune.first_position import install_first_position
 from finetune.folder import WHOLE, RunFolder, space_needed
 from finetune.heartbeat import Heartbeat
 from finetune.job import Job
+from finetune.masking import install_masks
 from finetune.preparation import Prepared, commits, facts, inputs, prepare
 from finetune.recipe import Recipe, load
 from finetune.record import Emissions, ModelFacts, RunRecord, Tracker
@@ -366,6 +367,7 @@ def _make_cheaper(net: Any, ready: Prepared, state: PartialState) -> Callable[[]
     restore.callback(install_first_position(net))
     if state.device.type != "cpu":  # a CPU has no kernel for sequences of unequal length
         restore.callback(install_unpadded(net))
+        restore.callback(install_masks())
     else:
         hardware.keep_heap()
         restore.callback(attention.install(net))

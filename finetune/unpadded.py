@@ -16,7 +16,8 @@ import torch.nn.functional as F  # noqa: N812  (the name torch's own documentati
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+
+from finetune import masking
 
 __all__ = ["BERT_LIKE", "Packing", "base_of", "can_unpad", "install_unpadded", "kernel_error", "pack"]
 
@@ -82,7 +83,7 @@ def install_unpadded(model: nn.Module) -> Callable[[], None]:
     if type(net).__name__ not in KINDS or net.config._attn_implementation != "sdpa":
         return lambda: None
     AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, masking.mask)
     encoder, config = _encoder(net), net.config
     encoder.forward = types.MethodType(_encode, encoder)
     config._attn_implementation_internal = NAME

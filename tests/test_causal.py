@@ -13,17 +13,22 @@ from finetune.errors import DataError
 from finetune.recipe import load
 
 
-@pytest.fixture
-def recipe(tmp_path):
+def save_decoder(folder, **changes):
+    """A GPT-2 of random weights and its tokenizer, without a padding token; the folder."""
     words = transformers.PreTrainedTokenizerFast(
         tokenizer_object=without_frame(), eos_token="[SEP]", unk_token="[UNK]", model_max_length=32
     )
     sizes = {"vocab_size": len(words), "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
     torch.manual_seed(0)
-    net = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=3, eos_token_id=3))
-    net.save_pretrained(tmp_path / "gpt2")
-    words.save_pretrained(tmp_path / "gpt2")
-    return tiny_run.write_recipe(tmp_path, tmp_path / "gpt2", epochs=6, learning_rate="1.0e-2")
+    config = transformers.GPT2Config(**sizes, bos_token_id=3, eos_token_id=3, **changes)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return tiny_run.write_recipe(tmp_path, save_decoder(tmp_path / "gpt2"), epochs=6, learning_rate="1.0e-2")
 
 
 def without_frame():

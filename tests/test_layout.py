@@ -37,7 +37,8 @@ data.problems data.readers data.conll data.values data.columns data.parsing data
 audit.findings audit.labels audit.gold_answers
 audit.near_duplicates audit.overlaps audit.distribution audit.scripts audit.survey audit.wording
 audit
-dropout attention unpadded first_position seen_vocabulary embedding_gradient decoder pretrained adapter lora model
+dropout attention masking unpadded first_position seen_vocabulary embedding_gradient
+decoder pretrained adapter lora model
 batching
 optim
 checkpoint
