@@ -31,7 +31,7 @@ from finetune.store import content_sha256
 
 __all__ = ["Progress", "Snapshot", "latest", "name_of", "prune", "read", "save", "steps_on_disk", "storage_errors"]
 
-FORMAT = 3  # of the files, and of the order of rows that a number of steps stands for (`finetune.batching`)
+FORMAT = 4  # of the files, of the order of rows that a number of steps stands for, and of the labels of a new head
 MANIFEST = "MANIFEST.json"
 Tensors = dict[str, torch.Tensor]
 

@@ -24,7 +24,7 @@ def test_a_checkpoint_of_this_format_goes_on_in_the_order_that_it_was_begun_in()
     orders = [epoch_batches(each, size, 0, 1, tokens) for each, size, tokens in settings]
     rows = np.concatenate([np.append(batch, -1) for order in orders for batch in order]).astype(np.int64)
     digest = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
-    assert (checkpoint.FORMAT, digest) == (3, "b91a64000e018fb2")
+    assert (checkpoint.FORMAT, digest) == (4, "b91a64000e018fb2")
 
 
 @pytest.mark.parametrize("rows", [100, 3199, 6500, 8530])

@@ -54,6 +54,15 @@ class Gold:
         """How the numbers become scored tags; kinds: types or tags that a model knows beside those of the data."""
         return Schema(self.names, self.scheme.entities, kinds)
 
+    def taught(self, tags: Schema) -> list[str]:
+        """The labels of a new head: IOB2, or plain tags; O and I- where the data does not say where entities begin.
+
+        Taught to guess it, a head finds fewer entities: a label that B- and I- share has more examples than each.
+        """
+        if self.scheme.name == "IO":
+            return [OUTSIDE, *(f"I-{kind}" for kind in tags.kinds)]
+        return tags.labels
+
     def kinds(self) -> list[str]:
         """Types of entities, or plain tags."""
         return Schema(self.names, self.scheme.entities).kinds
@@ -226,7 +235,7 @@ def _refuse(lines: list[str]) -> None:
 def _scheme_words(scheme: Scheme) -> str:
     if not scheme.entities:
         return "tags: plain, one for each word"
-    turned = "" if scheme.name == "IOB2" else ", turned into IOB2"
+    turned = "" if scheme.name in ("IO", "IOB2") else ", turned into IOB2"
     touching = "; neighbouring entities of one type cannot be told apart" if scheme.name == "IO" else ""
     return f"tags: entities in the {scheme.name} scheme{turned}{touching}"
 

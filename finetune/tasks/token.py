@@ -40,7 +40,7 @@ BLOCK = 10_000
 
 
 class TokenTask(Task):
-    """Token classification. `problem` is entities (IOB2) or tags (plain, such as parts of speech)."""
+    """Token classification. `problem` is entities (scored in IOB2) or tags (plain, such as parts of speech)."""
 
     name: ClassVar[str] = "token"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
@@ -56,7 +56,7 @@ class TokenTask(Task):
         self.problem = self.metric_kind = "entities" if entities else "tags"
         self.gold = gold
         self.tags = gold.schema(Schema(labels or [], entities).kinds)  # numbers of the data -> tags that are scored
-        self.labels = list(labels) if labels else self.tags.labels
+        self.labels = list(labels) if labels else gold.taught(self.tags)
         self.spoken = Schema(self.labels, entities, self.tags.kinds)  # numbers of the model -> the same tags
         self.targets = self.tags.numbers_of(self.labels)
         self.max_length = recipe.data.max_length

@@ -70,13 +70,15 @@ def test_labels_are_iob2_sorted_by_type(tmp_path, encoder):
     ]
 
 
-def test_io_tags_train_as_iob2(tmp_path, encoder):
+def test_io_tags_are_taught_as_they_are_and_scored_as_iob2(tmp_path, encoder):
     rows = [(words, tags.replace("B-", "I-")) for words, tags in token_material.ROWS]
     ready = prepared(tmp_path, encoder, rows=dict.fromkeys(("train", "test", "validation"), rows))
-    assert ready.task.labels == ENTITIES
+    assert ready.task.labels == ["O", "I-LOC", "I-ORG", "I-PER"]
     words, gold = ready.features["test"].sequences["words"][2], ready.features["test"].sequences["labels"][2]
-    assert [ENTITIES[label] for label in gold[words >= 0]] == ["B-PER", "I-PER", "O", "O", "B-LOC", "I-LOC"]
-    assert "tags: entities in the IO scheme, turned into IOB2; neighbouring entities of one type cannot" in str(
+    named = [ready.task.labels[label] for label in gold[words >= 0]]
+    assert named == ["I-PER", "I-PER", "O", "O", "I-LOC", "I-LOC"]
+    assert ready.task.tags.labels == ENTITIES
+    assert "tags: entities in the IO scheme; neighbouring entities of one type cannot" in str(
         ready.audit.notes
     )
 
