@@ -53,7 +53,7 @@ def _run(function, args, kwargs):
     tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
     there = [x for x in tensors if isinstance(x, There)]
     if name == "copy_":
-        return _copy(args[0], args[1])
+        return _copy(*args, **kwargs)
     if name == "_to_copy":
         return _moved(function, args[0], **kwargs)
     if name == "_local_scalar_dense" and there:
@@ -76,21 +76,18 @@ def _inner(value):
 
 
 def _copy(target, source, non_blocking=False):
-    if isinstance(source, There) and not isinstance(target, There):
+    if isinstance(source, There) != isinstance(target, There) and not non_blocking and source.numel():
         _note()
     _inner(target).copy_(_inner(source))
     return target
 
 
-def _moved(function, tensor, device=None, pin_memory=None, **kwargs):
-    found = function(_inner(tensor), **kwargs)
-    if device is None:
-        return There(found) if isinstance(tensor, There) else found
-    if torch.device(device).type == KIND:
-        return There(found)
-    if isinstance(tensor, There):
+def _moved(function, tensor, device=None, pin_memory=None, non_blocking=False, **kwargs):
+    found, was_there = function(_inner(tensor), **kwargs), isinstance(tensor, There)
+    goes_there = was_there if device is None else torch.device(device).type == KIND
+    if was_there != goes_there and not non_blocking:
         _note()
-    return found
+    return There(found) if goes_there else found
 
 
 def _note():
@@ -105,7 +102,7 @@ def _register():
     backend_registration._setup_privateuseone_for_python_backend(KIND, module)
     library = torch.library.Library("aten", "IMPL")
     library.impl("empty_strided", _empty, KERNELS)
-    library.impl("_copy_from", lambda source, target, *_, **__: _copy(target, source), KERNELS)
+    library.impl("_copy_from", lambda source, target, *rest: _copy(target, source, *rest), KERNELS)
     return library
 
 

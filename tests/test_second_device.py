@@ -16,7 +16,8 @@ STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def sequence(folder):
-    return tiny_run.write_recipe(folder, tiny_run.save_encoder(folder / "net", **STILL))
+    net = tiny_run.save_encoder(folder / "net", **STILL)
+    return tiny_run.write_recipe(folder, net, class_weights="balanced", label_smoothing=0.1)
 
 
 def token(folder):

@@ -147,7 +147,9 @@ class SequenceTask(Task):
         import torch
         import torch.nn.functional as F  # noqa: N812  (the name torch's own documentation uses)
 
-        weights = None if self.weights is None or not training else torch.from_numpy(self.weights).to(logits.device)
+        weights = None
+        if self.weights is not None and training:
+            weights = torch.from_numpy(self.weights).to(logits.device, non_blocking=True)
         if self.problem == "single":
             smoothing = self.smoothing if training else 0.0
             return F.cross_entropy(logits, gold, weights, reduction="none", label_smoothing=smoothing)
