@@ -78,9 +78,7 @@ def test_io_tags_are_taught_as_they_are_and_scored_as_iob2(tmp_path, encoder):
     named = [ready.task.labels[label] for label in gold[words >= 0]]
     assert named == ["I-PER", "I-PER", "O", "O", "I-LOC", "I-LOC"]
     assert ready.task.tags.labels == ENTITIES
-    assert "tags: entities in the IO scheme; neighbouring entities of one type cannot" in str(
-        ready.audit.notes
-    )
+    assert "tags: entities in the IO scheme; neighbouring entities of one type cannot" in str(ready.audit.notes)
 
 
 def test_the_denominator_counts_every_label_once(tmp_path, encoder):
