@@ -231,9 +231,9 @@ def _label(task: Task, value: Any) -> str | None:
     """A prediction as the record may show it: names of labels and numbers, never a text of the model."""
     if isinstance(value, float):
         return f"{value:.3f}"
-    if isinstance(value, list) and all(item in task.labels for item in value) and task.labels_must_match:
+    if isinstance(value, list) and all(item in task.answer_labels for item in value) and task.labels_must_match:
         return ", ".join(value) if len(value) < EXAMPLES else None
-    return value if value in task.labels else None
+    return value if value in task.answer_labels else None
 
 
 def _judged(task: Task, trial: Trial) -> Check:

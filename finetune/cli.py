@@ -218,11 +218,11 @@ def _writing(path: str) -> Iterator[Callable[[str], None]]:
     """A function that writes to a file, which is whole in the end, or as it was: it may be the input."""
     from finetune.record import whole_file
 
-    target = Path(path).resolve()
-    special = target.exists() and not target.is_file()  # /dev/null, a pipe
+    given = Path(path)
+    special = given.exists() and not given.is_file()  # /dev/null, a pipe
     with ExitStack() as stack:
         try:
-            opened = open(target, "w", encoding="utf-8") if special else whole_file(target)  # noqa: SIM115  (the stack)
+            opened = open(path, "w", encoding="utf-8") if special else whole_file(given.resolve())  # noqa: SIM115
             file = stack.enter_context(opened)
         except OSError as error:
             raise RecipeError(f"--output: {path} cannot be written ({error.strerror}); name another file") from error

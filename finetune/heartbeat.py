@@ -107,10 +107,8 @@ class Heartbeat:
 
     def step(self, number: int) -> None:
         """The main thread begins step `number`."""
-        now = time.monotonic()
-        if self._begun is not None:
-            self._longest = max(self._longest, now - self._begun)
-        self._begun = now
+        self._end_step()
+        self._begun = time.monotonic()
         patience = max(STEP_SECONDS, STEP_FACTOR * self._longest) if self._longest else PHASE_SECONDS
         self._enter(f"step {number}", patience)
 
@@ -120,8 +118,13 @@ class Heartbeat:
 
     def phase(self, name: str) -> None:
         """The main thread begins something that is no step."""
-        self._begun = None
+        self._end_step()
         self._enter(name, PHASE_SECONDS)
+
+    def _end_step(self) -> None:
+        if self._begun is not None:
+            self._longest = max(self._longest, time.monotonic() - self._begun)
+        self._begun = None
 
     def _enter(self, place: str, patience: float) -> None:
         self._place, self._patience = place, patience

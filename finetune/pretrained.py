@@ -37,6 +37,7 @@ __all__ = [
 
 # Files that make a checkpoint. Pickled weights (.bin, .pt) and code (.py) are never fetched.
 PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja", "*.spm", "model*.safetensors", "adapter_model.safetensors"]
+VOCABULARIES = ("vocab.txt", "merges.txt", "bpe.codes", "dict.txt")  # no other text is part of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def _hashes(part: Checkpoint) -> dict[str, str]:
 
 
 def _is_read(path: Path) -> bool:
-    return path.suffix in (".json", ".safetensors", ".txt", ".model", ".spm") and path.is_file()
+    return (path.suffix in (".json", ".safetensors", ".model", ".spm") or path.name in VOCABULARIES) and path.is_file()
 
 
 def read_config(

@@ -134,12 +134,15 @@ def _incomplete(wanted: int, found: int) -> RecipeError:
 def _finished_before(recipe: Recipe, folder: RunFolder, record: RunRecord, events: Events) -> RunRecord:
     """Nothing to train; what a killed or failed start still owes (verification, push, report) is done."""
     events.message(f"{folder.path}: this run is {record.status} already; nothing to train")
-    owed = recipe.hub is not None and (record.published is None or record.published.repo_id != recipe.hub.repo_id)
+    there = record.published
+    owed = recipe.hub is not None and not (there and there.verified and there.repo_id == recipe.hub.repo_id)
     if unheeded := [key for key in folder.changed(recipe) if not (owed and key.startswith(("hub.", "card.")))]:
         events.message(f"{', '.join(unheeded)}: changed, without effect on a run that is whole; choose another output")
     if owed:
         with _recorded(folder, record, recipe, events):
             finish.push(recipe, folder, record, events)
+            of_run = load(folder.recipe)
+            folder.write_recipe(of_run.model_copy(update={"hub": recipe.hub, "card": recipe.card}), record.versions)
     elif record.export is None or not record.export.verified or not (folder.path / "report.html").exists():
         with _recorded(folder, record, recipe, events):
             finish.verify(folder, record, events)

@@ -152,10 +152,15 @@ def test_predict_replaces_its_output_once_it_is_whole(tmp_path):
     folder = tiny_export.build(tmp_path / "export")
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "good"}\n', encoding="utf-8")
+    path.chmod(0o600)
     for model, code in (("./nowhere", 2), (folder, 0)):  # the second one reads what the first one left
         ended = finetune("predict", model, "--input", path, "--output", path)
         assert ended.returncode == code, ended.stderr
     assert json.loads(path.read_text())["prediction"]["label"] in tiny_export.LABELS
+    assert path.stat().st_mode & 0o777 == 0o600
+    ended = finetune("predict", folder, "--input", path, "--output", "/dev/stdout")  # here a pipe
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["text"] == "good"
     ended = finetune("predict", folder, "--input", path, "--output", "/dev/full")
     assert (ended.returncode, ended.stderr.count("\n")) == (5, 1), ended.stderr
     assert "--output: writing /dev/full failed (No space left on device)" in ended.stderr

@@ -93,6 +93,16 @@ def test_text_is_kept_byte_for_byte(tmp_path, name, form, more, mark):
     assert set(rows.column("label")) == {"x"}
 
 
+def test_a_parquet_column_that_is_there_twice_matters_where_it_is_read(tmp_path):
+    columns = [pa.array(["good"]), pa.array(["x"]), pa.array([1]), pa.array([2])]
+    for last in ("n", "label"):
+        pq.write_table(pa.table(columns, names=["text", "label", "n", last]), tmp_path / "a.parquet")
+        if last == "n":
+            assert train(tmp_path, "./a.parquet").column("text") == ["good"]
+    with pytest.raises(DataError, match=r"a\.parquet: column 'label' is there twice"):
+        train(tmp_path, "./a.parquet")
+
+
 def test_parquet_text_is_kept_and_only_used_columns_are_read(tmp_path):
     pq.write_table(
         pa.table({"text": TEXTS, "label": ["x"] * len(TEXTS), "huge": [b"x"] * len(TEXTS)}), tmp_path / "a.parquet"
@@ -291,6 +301,7 @@ def test_files_of_a_folder_are_told_apart_by_the_words_in_their_names(tmp_path):
         (["train.csv", "eval.csv"], ["train", "test"]),
         (["a_train.csv", "a_evaluation.csv"], ["train", "test"]),
         (["SemEval2018-train.csv", "SemEval2018-dev.csv"], ["train", "validation"]),
+        (["HumanEval_train.csv", "HumanEval_test.csv"], ["train", "test"]),
     ],
 )
 def test_split_words_of_file_names(tmp_path, names, splits):
@@ -303,9 +314,11 @@ def test_split_words_of_file_names(tmp_path, names, splits):
 
 
 def test_files_of_no_split_are_known(tmp_path):
-    for name in ["train.csv", "extra.csv"]:
+    for name in ["train.csv", "extra.csv", "test.csv", "eval.csv", "SemEval.csv"]:
         write(tmp_path, f"set/{name}", as_csv([name]))
-    assert train(tmp_path, "./set/").files_left_out == ("set/extra.csv",)
+    loaded = data.load(make(tmp_path, "./set/"))
+    assert loaded["test"].column("text") == ["test.csv"]
+    assert loaded["train"].files_left_out == ("set/SemEval.csv", "set/eval.csv", "set/extra.csv")
     assert train(tmp_path, "./set/train.csv").files_left_out == ()
 
 

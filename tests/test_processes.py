@@ -19,6 +19,7 @@ import tiny_run
 import torch
 import transformers
 
+from finetune import heartbeat
 from finetune.heartbeat import Sign, Watch
 from finetune.record import RunRecord
 
@@ -385,3 +386,14 @@ def test_all_waiting_for_each_other_is_a_hang_too():
 def test_who_has_left_keeps_nobody_waiting():
     signs = ((second, [Sign(second, 5), Sign(min(second, 3), 9, left="")]) for second in range(5000))
     assert watched(signs) is None
+
+
+def test_a_step_may_take_ten_times_as_long_as_one_before_a_checkpoint(monkeypatch):
+    clock = iter([0.0, 0.0, 8.0, 10.0])
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    heart = heartbeat.Heartbeat()
+    heart.step(1)
+    heart.phase("the checkpoint of step 1")
+    assert heart._patience == heartbeat.PHASE_SECONDS
+    heart.step(2)
+    assert heart._patience == 80.0

@@ -22,7 +22,7 @@ from finetune import checking, model, run
 from finetune.errors import OutputError, RecipeError
 from finetune.events import Events
 from finetune.folder import RunFolder
-from finetune.record import RunRecord
+from finetune.record import Published, RunRecord
 
 ROOT = Path(__file__).parents[1]
 
@@ -205,6 +205,7 @@ def test_a_run_goes_on_with_the_rows_and_the_checkpoint_it_was_begun_with(tmp_pa
         with pytest.raises(OutputError, match=f"begun with another content of {key}; put the files back"):
             run.train(finetune.load_recipe(path))
         file.write_text(before)
+    (own / "notes.txt").write_text("beside the model, not of it")
     versions = run.hardware.versions()
     monkeypatch.setattr(run.hardware, "versions", lambda: versions | {"torch": "3.0"})
     again = run.train(finetune.load_recipe(path))
@@ -236,6 +237,24 @@ def test_what_a_whole_run_does_not_heed_is_named(finished):
     changes = ["card.license=mit", "evaluate.metrics=[accuracy]"]
     run.train(finetune.load_recipe(folder.parent / "recipe.yaml", changes), events=Events(message=messages.append))
     assert messages[1].startswith("card.license, evaluate.metrics: changed, without effect on a run that is whole;")
+
+
+def test_a_whole_run_is_pushed_until_the_hub_has_it_verified(finished, tmp_path, monkeypatch):
+    copy = shutil.copytree(finished[0].parent, tmp_path / "copy")
+    arguments = (copy / "recipe.yaml", [f"output={copy / 'out'}", "hub.repo_id=me/x", "card.license=mit"])
+    pushes, messages = [], []
+
+    def push(recipe, folder, record, events):
+        pushes.append(recipe.hub.repo_id)
+        verified = len(pushes) > 1
+        record.published = Published(repo_id=recipe.hub.repo_id, commit="abc", verified=verified)
+        record.status = "published" if verified else "finished"
+
+    monkeypatch.setattr(run.finish, "push", push)
+    for _ in range(3):
+        run.train(finetune.load_recipe(*arguments), events=Events(message=messages.append))
+    assert pushes == ["me/x", "me/x"]
+    assert not [line for line in messages if "without effect" in line]
 
 
 def test_checkpoints_without_a_record_belong_to_the_recipe_beside_them(finished, tmp_path):

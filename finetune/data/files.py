@@ -32,11 +32,11 @@ def read_parquet(path: Path, name: str, wanted: set[str] | None = None) -> Itera
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if twice := sorted({column for column in names if names.count(column) > 1}):
+            read = names if wanted is None else [column for column in names if column in wanted]
+            if twice := sorted({column for column in read if read.count(column) > 1}):
                 raise DataError(f"{name}: column {', '.join(map(repr, twice))} is there twice; rename one of them")
-            columns = [column for column in names if wanted is None or column in wanted] or names[:1]
             first = 0
-            for batch in file.iter_batches(BLOCK_ROWS, columns=columns):
+            for batch in file.iter_batches(BLOCK_ROWS, columns=read or names[:1]):
                 yield Block(batch.to_pylist(), list(range(first, first + len(batch))), columns=names)
                 first += len(batch)
     except UnicodeDecodeError as error:
@@ -60,7 +60,8 @@ SUFFIXES: dict[str, Callable[..., Iterator[Block]]] = {
 # Words of a file name that tell its split. Source: datasets.data_files.SPLIT_KEYWORDS.
 WORDS = {"train": "train", "training": "train", "dev": "validation", "val": "validation", "valid": "validation"}
 WORDS |= {"validation": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
-WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # test_set, TestSet1, TEST
+TEST = {"test", "testing"}
+JOINED = re.compile("[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # the words of TestSet1, TESTSet
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,8 @@ def _splits(paths: list[Path], recipe: Recipe, given: str) -> dict[str, list[Fil
         for split in sorted(_split_words(path.stem)):
             named.setdefault(split, []).append(path)
     named = named or {"train": paths}
+    if "test" in named:  # those for evaluation are the test split where no other file is
+        named["test"] = [path for path in named["test"] if _words(path.stem) & TEST] or named["test"]
     chosen = sorted({path for group in named.values() for path in group})
     several = len({path.suffix.lower() for path in chosen}) > 1
     if several or sum(map(len, named.values())) > len(chosen):
@@ -200,9 +203,17 @@ def _splits(paths: list[Path], recipe: Recipe, given: str) -> dict[str, list[Fil
 
 
 def _split_words(stem: str) -> set[str]:
-    """The splits that a file name has words of; SemEval is the name of a workshop."""
-    words = map(str.lower, WORD.findall(stem.replace("SemEval", "")))
-    return {WORDS[word] for word in words if word in WORDS}
+    return {WORDS[word] for word in _words(stem)}
+
+
+def _words(stem: str) -> set[str]:
+    """Words of a file name that tell a split: those that stand alone, else those of joined ones.
+
+    The name of a benchmark may end in Eval, as HumanEval and SemEval do.
+    """
+    alone = set(re.split("[^a-z]+", stem.lower())) & set(WORDS)
+    joined = JOINED.findall(re.sub("(?<=[a-z])Eval(?![a-z])", "", stem))
+    return alone or {word.lower() for word in joined} & set(WORDS)
 
 
 def _sentences(recipe: Recipe) -> bool:

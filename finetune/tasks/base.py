@@ -206,6 +206,11 @@ class Task(ABC):
     def configure(self, config: Any) -> None:
         """Write label names and decoding rules into the model's config, as the pipeline reads them."""
 
+    @property
+    def answer_labels(self) -> list[str]:
+        """The names that predictions are written in."""
+        return self.labels
+
     def labels_for(self, own: Sequence[str]) -> list[str]:
         """The names that a checkpoint with the labels `own` must have to be scored on this data."""
         del own

@@ -34,9 +34,12 @@ def snippet(entities: bool, stride: int) -> str:
     ).replace("aggregation_strategy='first'", 'aggregation_strategy="first"')
 
 
-def notes(entities: bool, scheme: str, max_length: int, stride: int) -> list[str]:
-    """Sentences for the card on how to call the model and how it was scored."""
-    if not entities:
+def notes(begins: bool | None, scheme: str, max_length: int, stride: int) -> list[str]:
+    """Sentences for the card on how to call the model and how it was scored.
+
+    begins: whether a label says where an entity begins; None: tags are plain.
+    """
+    if begins is None:
         return [
             "The tag of a word is that of its first piece: of the items that the pipeline returns, take for each word"
             " the one that starts where the word starts. Do not aggregate: that joins neighbouring words of one tag.",
@@ -51,12 +54,11 @@ def notes(entities: bool, scheme: str, max_length: int, stride: int) -> list[str
         " that shows most of the text around it; the pipeline keeps the longest of entities that overlap.",
     ]
     if scheme == "IO":
-        found.append(
-            "The tags of the data do not say where an entity begins (IO scheme), so neighbouring entities of one type"
-            " are one entity here."
-        )
+        found.append("The tags of the data do not say where an entity begins (IO scheme).")
     elif scheme != "IOB2":
         found.append(f"The {scheme} tags of the data were turned into IOB2.")
+    if not begins:
+        found.append("No label says where an entity begins, so neighbouring entities of one type are one entity here.")
     return found
 
 

@@ -37,6 +37,7 @@ __all__ = ["TokenTask"]
 ENCODERS = ("encoding", "gold", "grouping", "tagging", "windows", "words")
 FORMAT = 1  # of what `encode` gives; another number leaves cached features aside
 BLOCK = 10_000
+OPENS = ("B", "S")  # prefixes that begin an entity
 
 
 class TokenTask(Task):
@@ -88,6 +89,10 @@ class TokenTask(Task):
         """Pieces that two windows share; fewer than a window holds beside its special ones."""
         asked = self.max_length // 4 if self.asked_stride is None else self.asked_stride
         return max(0, min(asked, self.max_length - 4))
+
+    @property
+    def answer_labels(self) -> list[str]:
+        return self.tags.labels
 
     def labels_for(self, own: Sequence[str]) -> list[str]:
         """For entities the tags of `own` whose type the data has, in any scheme, and B- of the types it lacks."""
@@ -331,8 +336,9 @@ class TokenTask(Task):
         return tagger.answers(pipe, rows, batch_size)
 
     def notes(self) -> list[str]:
-        found = tagger.notes(self.problem == "entities", self.gold.scheme.name, self.max_length, self.stride)
-        return [*found, f"{self.apart}; so the two F1 values differ."] if self.apart else found
+        begins = any(split_tag(label)[0] in OPENS for label in self.labels) if self.problem == "entities" else None
+        found = tagger.notes(begins, self.gold.scheme.name, self.max_length, self.stride)
+        return [*found, f"{self.apart}; so the two F1 values may differ."] if self.apart else found
 
 
 def _losses(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:

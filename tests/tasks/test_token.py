@@ -11,7 +11,7 @@ import token_material
 import torch
 
 import finetune
-from finetune import assessment, data, model, preparation, run
+from finetune import assessment, behaviour, data, model, preparation, run
 from finetune.errors import DataError, ModelError
 from finetune.events import Events
 from finetune.prediction import predict_lines
@@ -77,7 +77,10 @@ def test_io_tags_are_taught_as_they_are_and_scored_as_iob2(tmp_path, encoder):
     words, gold = ready.features["test"].sequences["words"][2], ready.features["test"].sequences["labels"][2]
     named = [ready.task.labels[label] for label in gold[words >= 0]]
     assert named == ["I-PER", "I-PER", "O", "O", "I-LOC", "I-LOC"]
-    assert ready.task.tags.labels == ENTITIES
+    assert ready.task.answer_labels == ENTITIES
+    assert behaviour._label(ready.task, ["B-LOC", "I-LOC", "O"]) == "B-LOC, I-LOC, O"
+    assert ready.task.notes()[-1].startswith("No label says where an entity begins")
+    assert "No label" not in str(prepared(tmp_path, encoder).task.notes())
     assert "tags: entities in the IO scheme; neighbouring entities of one type cannot" in str(ready.audit.notes)
 
 
