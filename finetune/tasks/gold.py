@@ -55,10 +55,7 @@ class Gold:
         return Schema(self.names, self.scheme.entities, kinds)
 
     def taught(self, tags: Schema) -> list[str]:
-        """The labels of a new head: IOB2, or plain tags; O and I- where the data does not say where entities begin.
-
-        Taught to guess it, a head finds fewer entities: a label that B- and I- share has more examples than each.
-        """
+        """The labels of a new head: IOB2, or plain tags; O and I- where the data does not say where entities begin."""
         if self.scheme.name == "IO":
             return [OUTSIDE, *(f"I-{kind}" for kind in tags.kinds)]
         return tags.labels
