@@ -136,7 +136,8 @@ def _finished_before(recipe: Recipe, folder: RunFolder, record: RunRecord, event
     events.message(f"{folder.path}: this run is {record.status} already; nothing to train")
     there = record.published
     owed = recipe.hub is not None and not (there and there.verified and there.repo_id == recipe.hub.repo_id)
-    if unheeded := [key for key in folder.changed(recipe) if not (owed and key.startswith(("hub.", "card.")))]:
+    heeded = ("hub.", "card.") if owed else ("hub.",) if recipe.hub is not None else ()
+    if unheeded := [key for key in folder.changed(recipe) if not key.startswith(heeded)]:
         events.message(f"{', '.join(unheeded)}: changed, without effect on a run that is whole; choose another output")
     if owed:
         with _recorded(folder, record, recipe, events):
