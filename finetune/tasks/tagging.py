@@ -135,6 +135,11 @@ class Schema:
         begins = self._begins[tags] | (before != kind)
         return np.asarray(np.where(kind < 0, 0, 2 * kind + np.where(begins, 1, 2)), dtype=np.int64)
 
+    @property
+    def begins(self) -> bool:
+        """Whether any of `names` says where an entity begins."""
+        return bool(self._begins.any())
+
     def continued(self, tags: np.ndarray) -> np.ndarray:
         """For numbers of `labels`: I- where they are B-, else the same."""
         return tags + ((tags % 2 == 1) if self.entities else 0)

@@ -37,7 +37,6 @@ __all__ = ["TokenTask"]
 ENCODERS = ("encoding", "gold", "grouping", "tagging", "windows", "words")
 FORMAT = 1  # of what `encode` gives; another number leaves cached features aside
 BLOCK = 10_000
-OPENS = ("B", "S")  # prefixes that begin an entity
 
 
 class TokenTask(Task):
@@ -336,7 +335,7 @@ class TokenTask(Task):
         return tagger.answers(pipe, rows, batch_size)
 
     def notes(self) -> list[str]:
-        begins = any(split_tag(label)[0] in OPENS for label in self.labels) if self.problem == "entities" else None
+        begins = self.spoken.begins if self.problem == "entities" else None
         found = tagger.notes(begins, self.gold.scheme.name, self.max_length, self.stride)
         return [*found, f"{self.apart}; so the two F1 values may differ."] if self.apart else found
 
