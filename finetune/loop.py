@@ -154,9 +154,10 @@ def _optimizer_step(run: Fit, rows: np.ndarray) -> torch.Tensor:
     trainable = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     limit = run.settings.max_grad_norm
     touched = run.row_gradients.narrow(trainable)
-    norm = accelerator.clip_grad_norm_(touched, float("inf") if limit is None else limit)
     if accelerator.scaler is None:
-        run.guard.watch(norm, progress.step)
+        run.guard.watch(optim.clip_in_update(_inner(run.optimizer), touched, limit), progress.step)
+    else:
+        accelerator.clip_grad_norm_(touched, float("inf") if limit is None else limit)
     run.row_gradients.widen()
     run.optimizer.step()
     run.row_gradients.clear()

@@ -7,7 +7,15 @@ from collections.abc import Iterable
 
 import torch
 
-__all__ = ["FiniteGuard", "adamw", "learning_rate", "parameter_groups", "trained_parameters", "warmup_steps"]
+__all__ = [
+    "FiniteGuard",
+    "adamw",
+    "clip_in_update",
+    "learning_rate",
+    "parameter_groups",
+    "trained_parameters",
+    "warmup_steps",
+]
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -31,6 +39,20 @@ def trained_parameters(model: torch.nn.Module) -> int:
 def adamw(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """Fused AdamW with betas (0.9, 0.999) and epsilon 1e-8. Source: Loshchilov & Hutter, arXiv:1711.05101."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate, fused=True)
+
+
+def clip_in_update(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[torch.nn.Parameter], limit: float | None
+) -> torch.Tensor:
+    """Let a fused optimizer's next update clip the gradients to the norm `limit`; the norm that they have, ().
+
+    The kernel divides each gradient where it reads it, which spares a pass over all of them. Source:
+    torch.nn.utils.clip_grad_norm_; torch.optim.AdamW, `grad_scale`, as torch.amp.GradScaler uses it.
+    """
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    scale = None if limit is None else ((norm.float() + 1e-6) / limit).clamp(min=1.0)
+    optimizer.grad_scale = scale  # type: ignore[attr-defined]
+    return norm
 
 
 class FiniteGuard:
