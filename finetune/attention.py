@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 
 from finetune.dropout import install_dropout, quantise, sign_mask
 
-__all__ = ["NAME", "attention", "install", "install_attention"]
+__all__ = ["NAME", "attention", "install", "install_attention", "mask_bias"]
 
 NAME = "cpu_training"  # of the attention in transformers' registry
 
@@ -141,15 +141,19 @@ def _attended(mask: Tensor) -> Tensor:
 
 def _bias(mask: Tensor | None, position: Tensor | None, causal: bool, query: Tensor, key: Tensor) -> Tensor | None:
     """Return what is added to the scores, float32 or wider: the position bias, and the minimum where not attended."""
-    wide = torch.promote_types(query.dtype, torch.float32)
     if causal:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()[None, None]
-    if mask is not None and mask.dtype == torch.bool:
-        mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
-    elif mask is not None:
-        mask = mask.clamp(min=torch.finfo(torch.float32).min)  # the softmax of a row of -inf would be NaN
-    terms = [term.to(wide) for term in (mask, position) if term is not None]
+    terms = [] if mask is None else [mask_bias(mask, query.dtype)]
+    if position is not None:
+        terms.append(position.to(torch.promote_types(query.dtype, torch.float32)))
     return sum(terms[1:], start=terms[0]) if terms else None
+
+
+def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask, bool (True: attend) or a float bias, as what is added to scores of `dtype`: float32 or wider."""
+    lowest = torch.finfo(torch.float32).min  # the softmax of a row of -inf would be NaN
+    bias = torch.where(mask, 0.0, lowest) if mask.dtype == torch.bool else mask.clamp(min=lowest)
+    return bias.to(torch.promote_types(dtype, torch.float32))
 
 
 def install_attention(model: nn.Module) -> Callable[[], None]:

@@ -1,7 +1,8 @@
 """The last layer of an encoder for its first position alone, where the head reads no other.
 
-A head that reads position 0 needs, of the last layer, keys and values at all positions, and query, attention output
-and feed-forward at one. Logits and gradients are the same; 10/12 of the last layer's matrix products are not made.
+A head that reads position 0 needs one query of the last layer. Then all products of its weights are made at one
+position, those of keys and values, too: q (W x) = (q W) x, and sum(p (W x)) = W sum(p x). Logits and gradients are the
+same up to rounding.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from finetune.attention import NAME
+from finetune.attention import NAME, mask_bias
 from finetune.unpadded import BERT_LIKE, base_of
 
 __all__ = ["install_first_position"]
@@ -75,6 +77,35 @@ def _attend(
     inner: Any, linear: tuple[Any, Any, Any], first: Tensor, states: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> Tensor:
     """Attention of `first` to all: states (b, n, c), mask (b, 1, n, n) or None, to the shape of `first`."""
+    if kwargs.get("packing") is None and all(type(project) is nn.Linear for project in linear):
+        return _attend_to_states(inner, linear, first, states, mask)
+    return _attend_to_projections(inner, linear, first, states, mask, **kwargs)
+
+
+def _attend_to_states(
+    inner: Any, linear: tuple[Any, Any, Any], first: Tensor, states: Tensor, mask: Tensor | None
+) -> Tensor:
+    """`_attend` without keys and values: each head's query is taken through the weights of the keys instead."""
+    to_query, to_key, to_value = linear
+    heads = (-1, inner.attention_head_size, states.shape[-1])  # (h, d, c) of a weight
+    query = to_query(first).view(first.shape[0], *heads[:2]).transpose(0, 1)  # (h, b, d)
+    through = torch.bmm(query, to_key.weight.view(heads))  # (h, b, c)
+    constant = torch.bmm(query, to_key.bias.view(*heads[:2], 1))  # (h, b, 1)
+    scores = torch.bmm(through.transpose(0, 1), states.transpose(1, 2)) + constant.transpose(0, 1)  # (b, h, n)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    logits = scores.to(wide) * inner.scaling
+    if mask is not None:
+        logits = logits + mask_bias(mask[:, 0, :1], scores.dtype)
+    kept = inner.dropout(torch.softmax(logits, -1))
+    context = torch.bmm(kept, states).transpose(0, 1)  # (h, b, c)
+    values = torch.bmm(context, to_value.weight.view(heads).transpose(1, 2)).transpose(0, 1)  # (b, h, d)
+    shift = kept.sum(-1, keepdim=True) * to_value.bias.view(heads[:2])  # dropout keeps no sum of 1
+    return (values + shift).reshape(first.shape)
+
+
+def _attend_to_projections(
+    inner: Any, linear: tuple[Any, Any, Any], first: Tensor, states: Tensor, mask: Tensor | None, **kwargs: Any
+) -> Tensor:
     kwargs.pop("past_key_values", None)  # None: an encoder keeps no cache
     query, key, value = (
         project(x).view(*x.shape[:2], -1, inner.attention_head_size).transpose(1, 2)
