@@ -100,7 +100,7 @@ def _attend_to_states(
     context = torch.bmm(kept, states).transpose(0, 1)  # (h, b, c)
     values = torch.bmm(context, to_value.weight.view(heads).transpose(1, 2)).transpose(0, 1)  # (b, h, d)
     shift = kept.sum(-1, keepdim=True) * to_value.bias.view(heads[:2])  # dropout keeps no sum of 1
-    return (values + shift).reshape(first.shape)
+    return (values + shift).reshape(first.shape)  # type: ignore[no-any-return]
 
 
 def _attend_to_projections(
