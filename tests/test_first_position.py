@@ -89,6 +89,28 @@ def test_logits_loss_and_gradients_are_the_same(kind, with_cpu_attention):
     assert all(torch.equal(value, expected[name]) for name, value in outcome(model).items())
 
 
+def test_dropped_probabilities_weigh_the_values_and_their_bias():
+    kept = torch.tensor([0.0, 2.0, 2.0, 0.0, 2.0, 0.0, 0.0, 2.0, 2.0])
+
+    class Dropped(nn.Dropout):
+        def forward(self, input):  # noqa: A002 - the name of the parent's parameter
+            return input * kept
+
+    model = make("bert", **SMALL)
+    layer = model.base_model.encoder.layer[-1]
+    inner = layer.attention.self
+    nn.init.normal_(inner.value.bias)
+    inner.dropout = Dropped(0.5)
+    seen = []
+    layer.attention.output.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    install_first_position(model)
+    states = torch.randn(4, 9, 16)
+    layer(states)
+    q, k, v = (p(states).view(4, 9, 2, 8).transpose(1, 2) for p in (inner.query, inner.key, inner.value))
+    expected = (torch.softmax(q[:, :, :1] @ k.transpose(2, 3) * inner.scaling, -1) * kept) @ v
+    torch.testing.assert_close(seen[0][0], expected.transpose(1, 2).reshape(4, 1, 16))
+
+
 def test_logits_are_the_same_without_gradient_and_without_padding():
     model = make("bert", **SMALL).eval()
     ids = batch()["input_ids"]

@@ -36,3 +36,25 @@ def test_no_decay_on_biases_and_norms_and_frozen_weights_left_out():
     assert decay["weight_decay"] == 0.01
     assert sorted(tuple(p.shape) for p in plain["params"]) == [(2,), (4,), (4,), (4,)]
     assert plain["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("limit", [0.05, 1e6, None])
+def test_an_update_that_clips_is_that_of_clipped_gradients(limit):
+    import torch
+
+    def trained(clip):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(5, 3)
+        optimizer = optim.adamw(model, 0.1, 0.01)
+        norms = []
+        for step in range(4):
+            model(torch.randn(7, 5) * (step + 1)).square().mean().backward()
+            norms.append(clip(model, optimizer))
+            optimizer.step()
+            optimizer.zero_grad()
+        return [*model.parameters(), torch.stack(norms)]
+
+    found = trained(lambda model, optimizer: optim.clip_in_update(optimizer, model.parameters(), limit))
+    most = float("inf") if limit is None else limit
+    expected = trained(lambda model, _: torch.nn.utils.clip_grad_norm_(model.parameters(), most))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
