@@ -117,13 +117,19 @@ def keep_heap() -> bool:
         kept = all(libc.mallopt(*setting) == 1 for setting in (trim_threshold, top_pad, mmap_max))
     except (OSError, AttributeError):
         return False
-    if kept and _promises_memory():
+    if kept and _addresses_are_free():
         _use_large_pages(libc, psutil.virtual_memory().available)
     return kept
 
 
-def _promises_memory() -> bool:
-    """Whether the kernel counts memory when it is written to, not when it is asked for (proc(5), vm.overcommit)."""
+def _addresses_are_free() -> bool:
+    """Whether memory counts when it is written to, not when it is asked for (proc(5), overcommit_memory; setrlimit(2)).
+
+    A scheduler of jobs may have limited the addresses of a process.
+    """
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    if any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits):
+        return False
     path = Path("/proc/sys/vm/overcommit_memory")
     return path.is_file() and path.read_text(encoding="ascii").strip() != "2"
 

@@ -36,6 +36,15 @@ def heap():
     return tuple(map(int, done.stdout.split()))
 
 
+def test_limited_addresses_are_left_to_others():
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_AS, (16 << 30, r.RLIM_INFINITY))"
+    see = 'print(sum(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) // 1024)'
+    script = "\n".join([limit, "from finetune.hardware import keep_heap", see, "keep_heap()", see])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after - before < 100
+
+
 def test_the_heap_takes_no_memory_before_it_is_used(heap):
     assert heap[0] < 32
 
