@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import finetune.carbon
 from finetune.carbon import Carbon, combine, known_country, suggest_countries, write_csv
 from finetune.carbon.emissions import COLUMNS, from_measurement
 from finetune.record import Emissions
@@ -277,6 +278,21 @@ def test_the_environment_and_config_files_change_nothing_and_reach_no_network(tm
     assert (carbon.facts["tracking_mode"], carbon.facts["pue"]) == ("machine", 1.0)
     assert not log.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".codecarbon.config", "home", "sitecustomize.py"]
+
+
+def test_a_meter_whose_answer_nobody_reads_removes_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "meter"
+    folder.mkdir()
+    meter = Path(finetune.carbon.__file__).with_name("meter.py")
+    process = subprocess.Popen(
+        [sys.executable, "-P", str(meter), "FRA"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdout.close()
+    time.sleep(5)  # it has found out
+    process.stdin.close()
+    assert process.wait(timeout=30) == 0
+    assert not folder.exists()
 
 
 def test_measuring_ends_with_a_run_that_is_killed() -> None:

@@ -180,7 +180,8 @@ def main(country: str | None) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints is no answer
     commands: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_listen, args=(commands,), daemon=True).start()
+    listener = threading.Thread(target=_listen, args=(commands,), daemon=True)
+    listener.start()
     try:
         isolate()
         book = Book(country)
@@ -188,7 +189,10 @@ def main(country: str | None) -> None:
         while True:
             _serve(book, commands, answers)
     except Exception as error:  # the parent turns it into a reason
-        _answer(answers, {"error": describe(error)})
+        try:
+            _answer(answers, {"error": describe(error)})
+        except OSError:  # nobody reads any more: the listener removes the folder and ends this process
+            listener.join()
 
 
 def _listen(commands: queue.Queue[str]) -> None:
