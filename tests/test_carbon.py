@@ -287,7 +287,8 @@ def test_a_meter_whose_answer_nobody_reads_removes_its_folder(tmp_path: Path) ->
     process = subprocess.Popen(
         [sys.executable, "-P", str(meter), "FRA"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder
     )
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     process.stdout.close()
     time.sleep(5)  # it has found out
     process.stdin.close()
