@@ -226,11 +226,11 @@ def test_one_that_hangs_is_named_and_all_end(tmp_path, tiny_checkpoint):
 
 
 def be_slow(rank):
-    """A checkpoint that takes longer than a step may, and an evaluation longer than is waited for one move."""
+    """A checkpoint that takes its time, and an evaluation longer than is waited for one move."""
     from finetune import batching, callbacks, heartbeat, loop
 
-    heartbeat.BEAT_SECONDS, heartbeat.STEP_SECONDS, heartbeat.PHASE_SECONDS = 0.1, 8.0, 14.0
-    outputs, slow = loop._outputs, {"save": 10.0, "evaluation": 5.0 if rank == 1 else 0.0}
+    heartbeat.BEAT_SECONDS, heartbeat.STEP_SECONDS, heartbeat.PHASE_SECONDS = 0.1, 8.0, 7.0
+    outputs, slow = loop._outputs, {"save": 2.0, "evaluation": 3.0 if rank == 1 else 0.0}
 
     def sleep_once(*_):
         time.sleep(slow.pop("save", 0.0))
