@@ -49,13 +49,16 @@ class Watch:
     def __init__(self, processes: int, now: float) -> None:
         self.signs = [Sign()] * processes
         self._beat = [now] * processes  # when its beats last changed
-        self._moved = [now] * processes
+        self._stood = [now] * processes  # since when it has stood still, with none behind it
 
     def show(self, signs: Sequence[Sign], now: float) -> None:
         """Take in the signs of all processes."""
+        behind = _behind(signs)
         for rank, (old, sign) in enumerate(zip(self.signs, signs, strict=True)):
             self._beat[rank] = now if sign.beats != old.beats else self._beat[rank]
-            self._moved[rank] = now if sign.moves != old.moves else self._moved[rank]
+            # One that is ahead waits for the others: what it waited is not held against it once they have passed.
+            stands = sign.moves == old.moves and rank in behind
+            self._stood[rank] = self._stood[rank] if stands else now
         self.signs = list(signs)
 
     def problem(self, now: float) -> str | None:
@@ -78,18 +81,20 @@ class Watch:
 
     def _hanging(self, now: float) -> str | None:
         """Processes that stand still behind the others; or all of them, when they wait for each other."""
-        running = {rank: sign for rank, sign in enumerate(self.signs) if sign.left is None}
-        if len(running) < 2:
-            return None
-        least = min(sign.moves for sign in running.values())
-        behind = [rank for rank, sign in running.items() if sign.moves == least]
-        if any(now - self._moved[rank] < self.signs[rank].patience for rank in behind):
+        running, behind = sum(sign.left is None for sign in self.signs), _behind(self.signs)
+        if running < 2 or any(now - self._stood[rank] < self.signs[rank].patience for rank in behind):
             return None
         where = f"past {self.signs[behind[0]].place} for {self.signs[behind[0]].patience:.0f} s"
-        if len(behind) == len(running):
+        if len(behind) == running:
             return f"no process has got {where}"
         names = " and ".join(f"process {rank}" for rank in behind)
         return f"{names} has not got {where}, and the others wait for it"
+
+
+def _behind(signs: Sequence[Sign]) -> list[int]:
+    """The processes that have made the fewest moves of those that have not left."""
+    moves = {rank: sign.moves for rank, sign in enumerate(signs) if sign.left is None}
+    return [rank for rank, made in moves.items() if made == min(moves.values())]
 
 
 class Heartbeat:

@@ -226,11 +226,11 @@ def test_one_that_hangs_is_named_and_all_end(tmp_path, tiny_checkpoint):
 
 
 def be_slow(rank):
-    """A checkpoint that takes its time, and an evaluation longer than is waited for one move."""
+    """A checkpoint that takes longer than a step may, and an evaluation longer than is waited for one move."""
     from finetune import batching, callbacks, heartbeat, loop
 
-    heartbeat.BEAT_SECONDS, heartbeat.STEP_SECONDS, heartbeat.PHASE_SECONDS = 0.1, 8.0, 7.0
-    outputs, slow = loop._outputs, {"save": 2.0, "evaluation": 3.0 if rank == 1 else 0.0}
+    heartbeat.BEAT_SECONDS, heartbeat.STEP_SECONDS, heartbeat.PHASE_SECONDS = 0.1, 3.0, 7.0
+    outputs, slow = loop._outputs, {"save": 5.0, "evaluation": 3.0 if rank == 1 else 0.0}
 
     def sleep_once(*_):
         time.sleep(slow.pop("save", 0.0))
@@ -369,6 +369,18 @@ def test_a_long_evaluation_on_one_process_is_no_hang():
     problem, when = watched((second, signs(second)) for second in range(1000))
     assert problem.startswith("process 0 has not got past the evaluation after step 4 for 600 s")
     assert 600 <= when <= 602
+
+
+def test_one_that_waited_for_another_is_no_hang_once_it_is_passed():
+    def signs(second, until):
+        """Process 0 saves for 100 s, and its next move is seen before that of process 1, which stands `until` then."""
+        first = Sign(second, 8 if second < 100 else 11 + second, "the checkpoint of step 4", 600.0)
+        return [first, Sign(second, 10 if second < until else 11 + second, "step 5", 60.0)]
+
+    assert watched((second, signs(second, 101)) for second in range(300)) is None
+    problem, when = watched((second, signs(second, 1000)) for second in range(300))
+    assert problem.startswith("process 1 has not got past step 5 for 60 s")
+    assert 159 <= when <= 161
 
 
 def test_one_that_is_not_heard_any_more_is_gone():
