@@ -94,7 +94,8 @@ class Watch:
 def _behind(signs: Sequence[Sign]) -> list[int]:
     """The processes that have made the fewest moves of those that have not left."""
     moves = {rank: sign.moves for rank, sign in enumerate(signs) if sign.left is None}
-    return [rank for rank, made in moves.items() if made == min(moves.values())]
+    least = min(moves.values(), default=0)
+    return [rank for rank, made in moves.items() if made == least]
 
 
 class Heartbeat:
