@@ -49,7 +49,6 @@ PACKAGES = (
     "scikit-learn",
 )
 PROBE_SECONDS = 1.0
-MADV_HUGEPAGE = 14
 
 
 def versions() -> dict[str, str]:
@@ -106,49 +105,17 @@ def threads_for(local_processes: int) -> int:
 
 
 def keep_heap() -> bool:
-    """Keep freed memory in this process for the next tensors, in large pages; whether the C library can (glibc).
+    """Keep freed memory in this process for the next tensors; whether the C library can (glibc).
 
     Else each training step on a CPU gives its large tensors back to the kernel and gets them again as pages to be
     zeroed, one fault each. Source: mallopt(3).
     """
     trim_threshold, top_pad, mmap_max = (-1, -1), (-2, 64 << 20), (-4, 0)  # M_… of malloc.h
     try:
-        libc = ctypes.CDLL("libc.so.6")
-        kept = all(libc.mallopt(*setting) == 1 for setting in (trim_threshold, top_pad, mmap_max))
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    if kept and _addresses_are_free():
-        _use_large_pages(libc, psutil.virtual_memory().available)
-    return kept
-
-
-def _addresses_are_free() -> bool:
-    """Whether memory counts when it is written to, not when it is asked for (proc(5), overcommit_memory; setrlimit(2)).
-
-    A scheduler of jobs may have limited the addresses of a process.
-    """
-    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
-    if any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits):
-        return False
-    path = Path("/proc/sys/vm/overcommit_memory")
-    return path.is_file() and path.read_text(encoding="ascii").strip() != "2"
-
-
-def _use_large_pages(libc: ctypes.CDLL, size: int) -> None:
-    """Let the heap grow by `size` bytes, none of them resident yet, and ask for pages of 2 MB in all of it.
-
-    A step goes through hundreds of MB, more pages of 4 KB than a processor keeps the addresses of; with large ones it
-    takes 2 to 3 % less. They must be asked for once the addresses are the heap's. Where the kernel has none or does not
-    grant the growth, nothing changes. Source: madvise(2), MADV_HUGEPAGE; proc(5), maps.
-    """
-    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    libc.free(libc.malloc(size))
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
-        if line.endswith("[heap]"):
-            start, end = (int(address, 16) for address in line.split()[0].split("-"))
-            libc.madvise(start, end - start, MADV_HUGEPAGE)
+    return all(mallopt(*setting) == 1 for setting in (trim_threshold, top_pad, mmap_max))
 
 
 def be_deterministic() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from finetune import attention
 from finetune.first_position import install_first_position
+from finetune.hardware import keep_heap
 
 SMALL = {
     "hidden_size": 16,
@@ -179,3 +180,7 @@ def test_a_copy_works_alone_and_nothing_is_saved():
         model.base_model.encoder.layer[-1].attention.self.value.weight.zero_()
     assert set(model.state_dict()) == names
     assert not torch.equal(twin(**batch()).logits, model(**batch()).logits)
+
+
+def test_keeping_the_heap_is_possible_here_or_declined():
+    assert keep_heap() in (True, False)
