@@ -1,7 +1,7 @@
 """Which rows form optimizer step k, and the key of its randomness: pure functions, so that a resume needs no state.
 
 The rows of a step depend on (seed, epoch, lengths, batch size) alone, never on the number of processes. Batches hold
-rows of similar length (little padding) and come in random order.
+rows of similar length (little padding), unless rows of any length are asked for, and come in random order.
 """
 
 from __future__ import annotations
@@ -20,21 +20,29 @@ POOL_BATCHES_OF_SEVERAL = 400  # where source and target are padded apart, both 
 
 
 def epoch_batches(
-    lengths: np.ndarray, batch_size: int | None, seed: int, epoch: int, batch_tokens: int | None = None
+    lengths: np.ndarray,
+    batch_size: int | None,
+    seed: int,
+    epoch: int,
+    batch_tokens: int | None = None,
+    *,
+    group_by_length: bool = True,
 ) -> list[np.ndarray]:
     """The global batches of one epoch, in order; each int64 (rows of the step,), longest row first.
 
     lengths: tokens of each feature, int (n,), or (n, k) where k tensors are padded apart. Exactly one of `batch_size`
     (rows of a step) and `batch_tokens` (slots of a step, padding included) is given. Every row comes once; one batch
-    may be smaller than the others.
+    may be smaller than the others. group_by_length: whether the rows of a batch are of similar length.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
     widths = lengths.reshape(len(lengths), -1)
-    several = widths.shape[1] > 1
-    typical = batch_size or max(1, batch_tokens // max(1, int(widths.sum(axis=1).mean())))  # type: ignore[operator]
-    pool = max(typical * (POOL_BATCHES_OF_SEVERAL if several else POOL_BATCHES), POOL_ROWS)
     total = widths.sum(axis=1)
+    if not group_by_length:
+        return [rows[np.argsort(-total[rows], kind="stable")] for rows in _cut(order, widths, batch_size, batch_tokens)]
+    several = widths.shape[1] > 1
+    typical = batch_size or max(1, batch_tokens // max(1, int(total.mean())))  # type: ignore[operator]
+    pool = max(typical * (POOL_BATCHES_OF_SEVERAL if several else POOL_BATCHES), POOL_ROWS)
     batches: list[np.ndarray] = []
     for rows in _pools(order, typical, pool):
         rows = rows[np.argsort(-total[rows], kind="stable")]
@@ -78,12 +86,12 @@ def _alike(rows: np.ndarray, widths: np.ndarray, size: int) -> Iterator[np.ndarr
 
 
 def _cut(rows: np.ndarray, lengths: np.ndarray, size: int | None, tokens: int | None) -> list[np.ndarray]:
-    """Cut rows, sorted longest first, into batches of `size` rows, or of at most `tokens` slots.
+    """Cut rows, in the order they come in, into batches of `size` rows, or of at most `tokens` slots.
 
     lengths: (n,), or (n, k) where k tensors are padded apart.
     """
     if size is not None:
-        # The smaller batch, if any, takes the shortest rows.
+        # The smaller batch, if any, takes the last rows: the shortest, where they are sorted.
         return [rows[i : i + size] for i in range(0, len(rows), size)]
     assert tokens is not None
     batches = []
@@ -138,6 +146,7 @@ class Plan:
     seed: int
     epochs: float | None
     max_steps: int | None
+    group_by_length: bool = True
     steps: int = 0
     steps_per_epoch: list[int] = field(default_factory=list)  # of the epochs seen so far
     _epoch: int = -1
@@ -159,7 +168,14 @@ class Plan:
     def _load(self, epoch: int) -> int:
         """Make the batches of `epoch` current; their number."""
         if epoch != self._epoch:
-            self._batches = epoch_batches(self.lengths, self.batch_size, self.seed, epoch, self.batch_tokens)
+            self._batches = epoch_batches(
+                self.lengths,
+                self.batch_size,
+                self.seed,
+                epoch,
+                self.batch_tokens,
+                group_by_length=self.group_by_length,
+            )
             self._epoch = epoch
         if epoch == len(self.steps_per_epoch):
             self.steps_per_epoch.append(len(self._batches))

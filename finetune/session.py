@@ -48,6 +48,7 @@ def make_plan(task: Task, features: Features, settings: TrainBlock) -> Plan:
         seed=settings.seed,
         epochs=settings.epochs if settings.max_steps is None else None,
         max_steps=settings.max_steps,
+        group_by_length=settings.group_by_length,
     )
 
 

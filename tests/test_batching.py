@@ -52,6 +52,31 @@ def test_padding_is_at_most_two_percent_and_order_stays_random(lengths, size):
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2
 
 
+@pytest.mark.parametrize("widths", [LONG_TAILED, np.stack([LONG_TAILED, LONG_TAILED[::-1]], axis=1)])
+@pytest.mark.parametrize("settings", [{"batch_size": 32}, {"batch_size": None, "batch_tokens": 4000}])
+def test_rows_of_any_length_come_together_where_they_are_not_grouped(widths, settings):
+    total = widths.reshape(len(widths), -1).sum(axis=1)
+    batches = epoch_batches(widths, seed=0, epoch=0, group_by_length=False, **settings)
+    assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(len(widths)))
+    assert all(np.all(np.diff(total[batch]) <= 0) for batch in batches)
+    within = np.array([total[batch].var() for batch in batches if len(batch) > 8])
+    assert within.mean() > 0.8 * total.var()
+    if settings["batch_size"] is None:
+        slots = [len(batch) * widths.reshape(len(widths), -1)[batch].max(axis=0).sum() for batch in batches]
+        assert max(slots) <= 4000
+    else:
+        assert [len(batch) for batch in batches] == [32] * 169 + [29]
+
+
+def test_a_plan_groups_rows_unless_it_is_told_not_to():
+    settings = {"batch_size": 32, "batch_tokens": None, "seed": 3, "epochs": 1, "max_steps": None}
+    for grouped in (True, False):
+        plan = Plan(LONG_TAILED, **settings, group_by_length=grouped)
+        wanted = epoch_batches(LONG_TAILED, 32, 3, 0, group_by_length=grouped)
+        assert all(np.array_equal(plan.rows(step), wanted[step]) for step in range(plan.steps))
+    assert Plan(LONG_TAILED, **settings).group_by_length
+
+
 def test_neighbours_of_a_row_change_between_epochs():
     together = [
         {frozenset(batch.tolist()) for batch in epoch_batches(LENGTHS[:480], 16, 0, epoch)} for epoch in range(2)

@@ -13,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from finetune import checkpoint, embedding_gradient, loop, preparation, session
+from finetune.batching import epoch_batches
 from finetune.checkpoint import Progress
 from finetune.embedding_gradient import install_row_gradients
 from finetune.errors import MachineError, NonFiniteError, Preempted
@@ -103,6 +104,12 @@ def first_gradient(ready, micro_rows, dropout=0.0):
     run.fit.model.config.attention_probs_dropout_prob = dropout
     loop._gradients(run.fit, run.fit.plan.rows(0))
     return {name: p.grad.clone() for name, p in run.fit.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_rows_are_grouped_by_length_as_the_recipe_says(ready, grouped):
+    plan = session.make_plan(ready.task, ready.features["train"], settings(ready, group_by_length=grouped))
+    assert np.array_equal(plan.rows(0), epoch_batches(plan.lengths, 8, plan.seed, 0, group_by_length=grouped)[0])
 
 
 @pytest.mark.parametrize("micro_rows", [1, 3, 4])

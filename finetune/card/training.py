@@ -65,7 +65,8 @@ def _asked(recipe: Recipe, record: RunRecord) -> Iterator[tuple[str, str]]:
     clipped = f", gradients clipped at {train.max_grad_norm:g}" if train.max_grad_norm else ""
     yield "Optimizer", f"AdamW, weight decay {train.weight_decay:g}{clipped}"
     yield "Learning rate", f"{train.learning_rate:g}, {text(train.schedule)}, warm-up {warmup}"
-    yield "Batch", f"{rows} a step over {over}"
+    grouped = ", grouped by length" if train.group_by_length else ""
+    yield "Batch", f"{rows} a step over {over}{grouped}"
     yield "Loss", _loss(train.label_smoothing, train.class_weights)
     master = "" if record.precision == "fp32" else ", with master weights in fp32"
     yield "Precision", f"{text(record.precision)}{master}"

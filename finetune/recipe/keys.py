@@ -54,6 +54,7 @@ ELSEWHERE = {  # what other programs call our keys
     "save_steps": "train.save_every",
     "target_modules": "model.lora.targets",
     "train_batch_size": "train.batch_size",
+    "train_sampling_strategy": "train.group_by_length",
     "warmup_ratio": "train.warmup",
     "warmup_steps": "train.warmup",
 }

@@ -18,7 +18,7 @@ from scripts.bench import tasks
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train; grouped and padded are for the Trainer."""
+    """One way to train; padded is for the Trainer, lora for finetune."""
 
     precision: str = "auto"
     grouped: bool = False
@@ -27,15 +27,16 @@ class Arm:
 
 
 ARMS = {
-    "ours": Arm(),
+    "ours": Arm(grouped=True),
     "trainer": Arm(precision="fp32"),
     "trainer-grouped": Arm(precision="fp32", grouped=True),
     "trainer-padded": Arm(precision="fp32", padded=True),
     "trainer-bf16": Arm(precision="bf16"),
     "trainer-bf16-grouped": Arm(precision="bf16", grouped=True),
     "trainer-bf16-padded": Arm(precision="bf16", padded=True),
-    "ours-fp32": Arm(precision="fp32"),
-    "ours-lora": Arm(lora=True),
+    "ours-random": Arm(),
+    "ours-fp32": Arm(precision="fp32", grouped=True),
+    "ours-lora": Arm(grouped=True, lora=True),
 }
 IN_BF16 = ["ours", "trainer", "trainer-bf16", "trainer-bf16-grouped", "trainer-bf16-padded"]
 IN_FP32 = ["ours", "trainer", "trainer-grouped", "trainer-padded"]
@@ -139,8 +140,16 @@ def _one(options: argparse.Namespace) -> None:
     folder, result = map(Path, options.one)
     (task,), (arm,), (seed,) = options.tasks, options.arms, options.seeds
     way = ARMS[arm]
-    settings = {"checkpoint": options.checkpoint, "seed": seed, "precision": way.precision, "lora": way.lora}
-    path = tasks.write_recipe(task, options.data, folder, **settings)
+    path = tasks.write_recipe(
+        task,
+        options.data,
+        folder,
+        checkpoint=options.checkpoint,
+        seed=seed,
+        precision=way.precision,
+        lora=way.lora,
+        grouped=way.grouped,
+    )
     figures = _figures(arm, path)
     from finetune import hardware
 

@@ -42,7 +42,6 @@ RECIPES: dict[str, dict[str, Any]] = {
             "columns": {"source": "word", "target": "phonemes"},
             "max_length": 40,
             "max_target_length": 40,
-            "limit": {"train": 8000, "test": 500},
         },
         "train": {"batch_size": 128, "learning_rate": 2.0e-3},
         "evaluate": {"metrics": ["exact_match", "chrf"], "generation": {"num_beams": 1}},
@@ -56,7 +55,7 @@ def padded_length(task: str) -> int:
 
 
 def write_recipe(
-    task: str, data: Path, folder: Path, *, checkpoint: str, seed: int, precision: str, lora: bool
+    task: str, data: Path, folder: Path, *, checkpoint: str, seed: int, precision: str, lora: bool, grouped: bool = True
 ) -> Path:
     """Write the recipe of one run, with absolute paths, into `folder`; its path. One epoch, no validation split."""
     part = RECIPES[task]
@@ -73,7 +72,7 @@ def write_recipe(
             "splits": {"train": "train", "test": "test"},
             **part["data"],
         },
-        "train": {"epochs": 1, "seed": seed, "precision": precision, **part["train"]},
+        "train": {"epochs": 1, "seed": seed, "precision": precision, "group_by_length": grouped, **part["train"]},
         "evaluate": part.get("evaluate", {}),
         "output": str(folder / "run"),
     }
