@@ -39,19 +39,23 @@ def epoch_batches(
     widths = lengths.reshape(len(lengths), -1)
     total = widths.sum(axis=1)
     if not group_by_length:
-        return [rows[np.argsort(-total[rows], kind="stable")] for rows in _cut(order, widths, batch_size, batch_tokens)]
+        return [_longest_first(rows, total) for rows in _cut(order, widths, batch_size, batch_tokens)]
     several = widths.shape[1] > 1
     typical = batch_size or max(1, batch_tokens // max(1, int(total.mean())))  # type: ignore[operator]
     pool = max(typical * (POOL_BATCHES_OF_SEVERAL if several else POOL_BATCHES), POOL_ROWS)
     batches: list[np.ndarray] = []
     for rows in _pools(order, typical, pool):
-        rows = rows[np.argsort(-total[rows], kind="stable")]
+        rows = _longest_first(rows, total)
         if not several:
             batches += _cut(rows, total, batch_size, batch_tokens)
             continue
         for alike in _alike(rows, widths, typical):
-            batches += _cut(alike[np.argsort(-total[alike], kind="stable")], widths, batch_size, batch_tokens)
+            batches += _cut(_longest_first(alike, total), widths, batch_size, batch_tokens)
     return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def _longest_first(rows: np.ndarray, total: np.ndarray) -> np.ndarray:
+    return rows[np.argsort(-total[rows], kind="stable")]
 
 
 def _pools(order: np.ndarray, size: int, least: int) -> list[np.ndarray]:

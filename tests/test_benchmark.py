@@ -47,15 +47,16 @@ def test_an_answer_is_placed_on_the_tokens_it_touches():
 
 
 @pytest.mark.parametrize("task", tasks.RECIPES)
-def test_a_recipe_of_the_benchmark_loads(task, tmp_path):
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_recipe_of_the_benchmark_loads(task, grouped, tmp_path):
     way = ARMS["ours" if task == "seq2seq" else "ours-lora"]  # no adapters on random weights
-    path = tasks.write_recipe(
-        task, tmp_path, tmp_path, checkpoint="some/model", seed=3, precision=way.precision, lora=way.lora
-    )
+    settings = {"seed": 3, "precision": way.precision, "lora": way.lora, "grouped": grouped}
+    path = tasks.write_recipe(task, tmp_path, tmp_path, checkpoint="some/model", **settings)
     recipe = finetune.load_recipe(path)
     assert recipe.task == task
     assert recipe.train.seed == 3
     assert recipe.train.precision == "auto"
+    assert recipe.train.group_by_length == grouped
     assert (recipe.model.lora is not None) == way.lora
 
 

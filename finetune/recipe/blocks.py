@@ -163,8 +163,8 @@ class TrainBlock(Block):
     batch_tokens: Count | None = None
     """Tokens per optimizer step over all processes, instead of batch_size."""
     group_by_length: Switch = True
-    """Rows of a step are of similar length, so that little is padded; false: any rows, which can learn more per epoch
-    where a model starts from random weights."""
+    """Rows of a step are of similar length, so that little is padded; false: any rows, which can learn more per
+    epoch, above all where a model starts from random weights."""
     micro_batch_size: Annotated[Literal["auto"] | Count, Expect("auto or a whole number of at least 1")] = "auto"
     """Examples per forward pass; never changes results beyond float tolerance. auto: as many as fit."""
     learning_rate: Positive = 5e-5

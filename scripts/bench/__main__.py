@@ -80,8 +80,9 @@ def _overhead(task: str, options: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         precision = "bf16" if hardware.has_bf16() else "fp32"
-        settings = {"checkpoint": options.checkpoint, "seed": options.seeds[0], "precision": precision, "lora": False}
-        return overhead.measure(tasks.write_recipe(task, options.data, Path(name), **settings))
+        settings = {"checkpoint": options.checkpoint, "seed": options.seeds[0], "precision": precision}
+        path = tasks.write_recipe(task, options.data, Path(name), **settings, lora=False, grouped=True)
+        return overhead.measure(path)
 
 
 def _options() -> argparse.Namespace:
@@ -163,8 +164,7 @@ def _figures(arm: str, path: Path) -> dict[str, Any]:
     if arm.startswith("trainer"):
         from scripts.bench import trainer
 
-        way = ARMS[arm]
-        return trainer.train(path, precision=way.precision, grouped=way.grouped, padded=way.padded)
+        return trainer.train(path, padded=ARMS[arm].padded)
     from scripts.bench import ours
 
     return ours.train(path)

@@ -55,7 +55,7 @@ def padded_length(task: str) -> int:
 
 
 def write_recipe(
-    task: str, data: Path, folder: Path, *, checkpoint: str, seed: int, precision: str, lora: bool, grouped: bool = True
+    task: str, data: Path, folder: Path, *, checkpoint: str, seed: int, precision: str, lora: bool, grouped: bool
 ) -> Path:
     """Write the recipe of one run, with absolute paths, into `folder`; its path. One epoch, no validation split."""
     part = RECIPES[task]

@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from finetune import data, hardware, pretrained
-from finetune.recipe import Recipe, load
+from finetune.recipe import Recipe, TrainBlock, load
 from scripts.bench.limit import training_flops
 from scripts.bench.tasks import padded_length
 
@@ -27,9 +27,10 @@ __all__ = ["train"]
 IGNORED = -100
 
 
-def train(path: Path, *, precision: str, grouped: bool, padded: bool) -> dict[str, Any]:
+def train(path: Path, *, padded: bool) -> dict[str, Any]:
     """Train, predict the test split, then let finetune score the saved model."""
     recipe = load(path)
+    assert recipe.train is not None
     rows = data.load(recipe)
     peer = _PEERS[recipe.task](recipe, padded)
     peer.read_labels(list(rows.values()))
@@ -38,7 +39,7 @@ def train(path: Path, *, precision: str, grouped: bool, padded: bool) -> dict[st
     first, counter = _FirstStep(), _Counter(peer.collator(), peer.targets_padded_apart)
     trainer = peer.trainer(
         model=model,
-        args=_arguments(peer, recipe, precision, grouped),
+        args=_arguments(peer, recipe.train, recipe.output),
         train_dataset=sets["train"],
         data_collator=counter,
         processing_class=peer.tokenizer,
@@ -57,7 +58,7 @@ def train(path: Path, *, precision: str, grouped: bool, padded: bool) -> dict[st
     results = json.loads(scored.read_text(encoding="utf-8"))["results"]["test"]
     lengths = np.array([len(ids) for ids in sets["train"]["input_ids"]])
     return facts | {
-        "precision": precision,
+        "precision": recipe.train.precision,
         "steps": output.global_step,
         "examples": len(sets["train"]),
         "train_seconds": output.metrics["train_runtime"],
@@ -68,12 +69,10 @@ def train(path: Path, *, precision: str, grouped: bool, padded: bool) -> dict[st
     }
 
 
-def _arguments(peer: Any, recipe: Recipe, precision: str, grouped: bool) -> Any:
+def _arguments(peer: Any, settings: TrainBlock, output: str) -> Any:
     """The settings of finetune's recipe; everything else as the Trainer comes."""
-    settings = recipe.train
-    assert settings is not None
     return peer.arguments(
-        output_dir=recipe.output,
+        output_dir=output,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=64,
         learning_rate=settings.learning_rate,
@@ -82,9 +81,9 @@ def _arguments(peer: Any, recipe: Recipe, precision: str, grouped: bool) -> Any:
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
-        bf16=precision == "bf16",
+        bf16=settings.precision == "bf16",
         use_cpu=not torch.cuda.is_available(),
-        train_sampling_strategy="group_by_length" if grouped else "random",
+        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
